@@ -1,0 +1,23 @@
+"""The errors a user can meet: each message is one sentence that names what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+
+class InfiniPotError(Exception):
+    """Base of every error this package raises on purpose; the command line prints it and exits with 2."""
+
+
+class DocumentError(InfiniPotError):
+    """A document cannot be read: missing, empty, encrypted, damaged, or without text."""
+
+
+class ModelError(InfiniPotError):
+    """A model cannot be used: unknown, not fetched, of an unsupported architecture, or failing its self-check."""
+
+
+class BudgetError(InfiniPotError, ValueError):
+    """A budget or another setting does not fit the model, the question or the answer."""
+
+
+class QuestionError(InfiniPotError, ValueError):
+    """A question cannot be asked: empty, or too long for the room that was kept for it."""
