@@ -1,0 +1,1 @@
+"""What is said: prompts, decoding over a filled pot, answers and their citations."""

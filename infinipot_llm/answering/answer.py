@@ -1,0 +1,78 @@
+"""What a question gives back: the answer, where it stands, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from infinipot_llm.pot.reader import ReadStats
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""stop: the model ended, or a stop string came; length: max_new_tokens was reached; cancelled: the reader went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A passage that the answer rests on; `quote` stands in the document exactly so, at [start, end).
+
+    Attributes:
+        document: Name of the document.
+        page: Page, 1-based.
+        page_label: The label printed on the page ("iv", "12"), when the document says.
+        start: First character in the document's text.
+        end: One past the last.
+        quote: The text there.
+        score: Share of the answer's support that falls on this passage, 0 to 1.
+    """
+
+    document: str
+    page: int
+    page_label: str | None
+    start: int
+    end: int
+    quote: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer cost.
+
+    Attributes:
+        read: What reading the document cost, once.
+        question_tokens: Tokens of the question and of the prompt around it.
+        answer_tokens: Tokens decoded.
+        answer_seconds: Wall-clock time from question to end of answer.
+        peak_memory_bytes: Highest resident memory of this process so far, or of the GPU when the model is on one.
+        pot_bytes: Buffers of the pot (1.5 times plain keys and values, for the rotated working copy).
+    """
+
+    read: ReadStats
+    question_tokens: int
+    answer_tokens: int
+    answer_seconds: float
+    peak_memory_bytes: int
+    pot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer.
+
+    Attributes:
+        text: What the model said.
+        citations: At most three passages that it rests on, best first; empty when nothing can be shown.
+        finish_reason: Why it ended.
+        usage: What it cost.
+    """
+
+    text: str
+    citations: tuple[Citation, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        values = asdict(self)
+        values["usage"]["read"]["tokens_per_second"] = round(self.usage.read.tokens_per_second, 2)
+        return values

@@ -1,0 +1,150 @@
+"""Citations: the passages that an answer rests on, found by taking them away.
+
+Two steps. Attention names candidates: where the answer's tokens look in the pot. Then each candidate passage is hidden from
+every layer and head, question and answer are run again, and the fall of the answer's log-probability says how far the answer
+rests on it. Averaged attention alone is an unreliable witness; a passage whose absence changes nothing is not cited.
+Shapes: `L` layers, `K` KV heads, `S` slots, `N` document tokens, `A` answer tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from infinipot_llm.answering.answer import Citation
+from infinipot_llm.documents.sentences import sentence_at
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TokenizedText
+from infinipot_llm.pot.catalyst import attention_received
+from infinipot_llm.pot.novelty import surprise
+from infinipot_llm.pot.pot import Pot
+
+CANDIDATES = 6
+"""Passages taken away one by one; each costs one forward of question and answer."""
+
+ANSWER_TOKENS = 48
+"""Only the start of a long answer is traced."""
+
+LEAST_DROP = 0.5
+"""Nats that the answer must lose without a passage for the passage to be cited (a fall of its probability by 40 %)."""
+
+SHARE_OF_FIRST = 0.4
+"""A further passage is cited when its drop is at least this share of the first one's."""
+
+_REFUSAL = re.compile(r"\b(not|n't|no|does not|doesn't)\b[^.]{0,40}\b(in|mention\w*|state\w*|sa(y|id)|provide\w*|document)\b", re.I)
+_WORD = re.compile(r"\w+(?:[.,]\d+)*")
+
+
+def cite(
+    adapter: Adapter,
+    pot: Pot,
+    text: TokenizedText,
+    question: Sequence[int],
+    answer: Sequence[int],
+    answer_text: str,
+    limit: int = 3,
+) -> tuple[Citation, ...]:
+    """Find the passages that an answer rests on.
+
+    Args:
+        adapter: The model.
+        pot: The document state that the answer was decoded from; left as it was.
+        text: The text that the pot was filled from.
+        question: Tokens between document and answer.
+        answer: Tokens of the answer.
+        answer_text: Its text.
+        limit: Most citations to give.
+
+    Returns:
+        Citations, strongest first; none when the answer is empty, says that the document does not tell, or rests on no
+        passage that can be shown.
+    """
+    answer = list(answer[:ANSWER_TOKENS])
+    if not answer or not answer_text.strip() or says_nothing_found(answer_text):
+        return ()
+    with adapter.lock:
+        looked_at = _attention_by_token(adapter, pot, len(text), question, answer)
+        passages = _candidates(text, looked_at, answer_text)
+        if not passages:
+            return ()
+        whole = _log_probability(adapter, pot, question, answer, None)
+        drops = []
+        for start, end in passages:
+            hidden = (pot.origin >= start) & (pot.origin < end)  # [L, K, S]
+            drops.append(whole - _log_probability(adapter, pot, question, answer, hidden))
+    order = sorted(range(len(passages)), key=lambda i: -drops[i])
+    best = drops[order[0]]
+    chosen = [i for i in order if drops[i] >= max(LEAST_DROP, SHARE_OF_FIRST * best)][:limit]
+    total = sum(max(d, 0.0) for d in drops) or 1.0
+    return tuple(_citation(text, *passages[i], drops[i] / total) for i in chosen)
+
+
+def says_nothing_found(answer_text: str) -> bool:
+    """Tell whether an answer says that the document does not tell."""
+    return bool(_REFUSAL.search(answer_text)) and len(answer_text) < 160
+
+
+def _attention_by_token(
+    adapter: Adapter, pot: Pot, tokens: int, question: Sequence[int], answer: Sequence[int]
+) -> Tensor:
+    """Return the attention that the positions predicting the answer pay to each document token, [N] float32."""
+    ids = torch.tensor([*question, *answer], dtype=torch.long)
+    rows = len(answer) + 1  # the token before the answer predicts its first token
+    origin = pot.origin.to(torch.int64)
+    total = torch.zeros(tokens, dtype=torch.float32, device=origin.device)
+
+    def observe(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
+        received = attention_received(query[:, :, -rows:], key[:, :, : pot.length], scaling, "sum")  # [K, S]
+        held = origin[layer] >= 0
+        total.index_add_(0, origin[layer][held], received[held].to(total))
+
+    with pot.scratch():
+        pot.cache.observer = observe
+        adapter.forward(ids, pot.cache)
+    return total.cpu()
+
+
+def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> list[tuple[int, int]]:
+    """Return the token ranges of the sentences looked at most, those that share words with the answer first."""
+    words = {w.casefold() for w in _WORD.findall(answer_text)}
+    scores: dict[tuple[int, int], float] = {}
+    for token in looked_at.topk(min(256, len(looked_at))).indices.tolist():
+        where = text.document_of(token)
+        document = text.documents[where]
+        page = document.page_at(int(text.starts[token]))
+        start, end = sentence_at(document.text, int(text.starts[token]), page.start, page.end)
+        if end <= start:
+            continue
+        tokens = text.tokens_in(where, start, end)
+        if tokens in scores:
+            continue
+        shared = sum(len(w) for w in {w.casefold() for w in _WORD.findall(document.text[start:end])} & words)
+        mass = float(looked_at[tokens[0] : tokens[1]].sum())
+        scores[tokens] = mass * (1.0 + shared)
+    return sorted(scores, key=lambda t: -scores[t])[:CANDIDATES]
+
+
+def _log_probability(
+    adapter: Adapter, pot: Pot, question: Sequence[int], answer: Sequence[int], hidden: Tensor | None
+) -> float:
+    """Return log P(answer | pot, question) in nats, with some slots hidden from every query."""
+    ids = torch.tensor([*question, *answer], dtype=torch.long)
+    with pot.scratch():
+        pot.cache.hidden = hidden
+        states = adapter.forward(ids, pot.cache)  # [Q + A, E]
+    before = states[len(question) - 1 : -1]  # [A, E]
+    return -float(surprise(adapter, before, ids[len(question) :]).sum())
+
+
+def _citation(text: TokenizedText, start: int, end: int, score: float) -> Citation:
+    """Turn a token range into a citation whose quote is the document's own text."""
+    span = text.span(start, end)
+    document = text.documents[text.document_of(start)]
+    quote = document.text[span.start : span.end]
+    lead = len(quote) - len(quote.lstrip())
+    tail = len(quote.rstrip())
+    span = document.span(span.start + lead, span.start + tail) if tail > lead else span
+    return Citation(span.document, span.page, span.page_label, span.start, span.end, span.text, round(score, 4))

@@ -1,0 +1,172 @@
+"""Decoding over a filled pot with transformers' own `generate`: sampling, stop strings, limits and streaming are its.
+
+The pot goes in as the cache it is; the question's tokens are the only new input. Afterwards the pot is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from infinipot_llm.answering.answer import FinishReason
+from infinipot_llm.errors import QuestionError
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TextCodec
+from infinipot_llm.pot.pot import Pot
+
+OnText = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to decode.
+
+    Attributes:
+        max_new_tokens: Limit of the answer.
+        temperature: 0 for greedy decoding.
+        top_p: Nucleus, used when the temperature is above 0.
+        stop: Texts that end the answer; they are not part of it.
+        seed: Of the sampling; None leaves torch's generator as it is.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Tokens and text of an answer, and why it ended."""
+
+    ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+
+
+def decode(
+    adapter: Adapter,
+    codec: TextCodec,
+    pot: Pot,
+    question: Sequence[int],
+    sampling: Sampling,
+    *,
+    on_text: OnText | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Decoded:
+    """Answer a question over the pot, leaving the pot as it was.
+
+    Args:
+        adapter: The model.
+        codec: Its tokenizer.
+        pot: The document state.
+        question: Tokens behind the document, up to the start of the answer.
+        sampling: How to decode.
+        on_text: Given the answer piece by piece, as it is decoded.
+        cancelled: Asked before every token; True ends the answer.
+
+    Raises:
+        QuestionError: Question and answer do not fit into the free slots.
+    """
+    free = pot.budget - pot.length
+    if len(question) + sampling.max_new_tokens > free:
+        raise QuestionError(
+            f"question ({len(question)} tokens) and answer ({sampling.max_new_tokens}) need more than the {free} free "
+            "slots: ask more briefly, lower max_new_tokens, or read with a larger budget."
+        )
+    ids = torch.tensor([list(question)], dtype=torch.long, device=adapter.device)  # [1, Q]
+    feed = _Feed(codec.tokenizer, on_text, sampling.stop) if on_text is not None else None
+    stopping = StoppingCriteriaList([_Cancelled(cancelled)] if cancelled is not None else [])
+    extra: dict[str, Any] = {"stop_strings": list(sampling.stop), "tokenizer": codec.tokenizer} if sampling.stop else {}
+    with adapter.lock, pot.scratch():
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        out = adapter.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones((1, pot.length + len(question)), dtype=torch.long, device=adapter.device),
+            past_key_values=pot.cache,
+            generation_config=_generation_config(adapter, codec, sampling),
+            streamer=feed,
+            stopping_criteria=stopping,
+            **extra,
+        )
+    new = out[0, len(question) :].tolist()
+    text, stopped = cut_at_stop(codec.decode(new), sampling.stop)
+    if stopped or (new and new[-1] in _end_ids(adapter, codec)):
+        reason: FinishReason = "stop"
+    elif cancelled is not None and cancelled():
+        reason = "cancelled"
+    else:
+        reason = "length"
+    return Decoded(tuple(new), text.strip(), reason)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """Return the text before the first stop string, and whether there was one."""
+    places = [place for place in (text.find(s) for s in stop if s) if place >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+class _Feed(TextStreamer):
+    """Hands decoded text to a callback, holding back what may turn out to be the start of a stop string."""
+
+    def __init__(self, tokenizer: Any, on_text: OnText, stop: Sequence[str]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text = on_text
+        self.stop = stop
+        self.held = ""
+        self.done = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass on what is certain (called by the library with each piece)."""
+        if self.done:
+            return
+        self.held += text
+        ready, stopped = cut_at_stop(self.held, self.stop)
+        if stopped:
+            self.done = True
+        elif not stream_end:
+            keep = max((n for s in self.stop for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
+            ready = self.held[: len(self.held) - keep]
+        self.held = self.held[len(ready) :]
+        if ready:
+            self.on_text(ready)
+
+
+class _Cancelled(StoppingCriteria):
+    """Ends the answer when the caller says so."""
+
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
+        self.cancelled = cancelled
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.cancelled(), dtype=torch.bool, device=input_ids.device)
+
+
+def _end_ids(adapter: Adapter, codec: TextCodec) -> list[int]:
+    """Return every token that ends an answer, by the model's own generation settings and its tokenizer."""
+    listed = adapter.model.generation_config.eos_token_id
+    found = list(listed) if isinstance(listed, (list, tuple)) else [listed]
+    return sorted({int(i) for i in [*found, codec.tokenizer.eos_token_id] if i is not None})
+
+
+def _generation_config(adapter: Adapter, codec: TextCodec, sampling: Sampling) -> GenerationConfig:
+    """Say everything that matters: what is left open, `generate` takes from the model's own defaults."""
+    ends = _end_ids(adapter, codec)
+    greedy = sampling.temperature == 0.0
+    own: dict[str, Any] = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=not greedy,
+        num_beams=1,
+        repetition_penalty=1.0,
+        eos_token_id=ends or None,
+        pad_token_id=codec.tokenizer.pad_token_id if codec.tokenizer.pad_token_id is not None else (ends or [0])[0],
+        **own,
+    )

@@ -1,0 +1,125 @@
+"""The prompt around a document: prefix before it, question behind it; trusted pieces and untrusted text never mix.
+
+    prefix (always kept)             | document (distilled) | question and start of the answer (never distilled)
+    system prompt, start of the turn |  ... page 1 ... n     | "Question: ..." + end of turn + assistant header
+
+The part behind the document is also the catalyst: the paper's CaP when it holds the user's question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from infinipot_llm.errors import ModelError, QuestionError
+from infinipot_llm.models.text import TextCodec
+
+SYSTEM = "You answer questions about a document. Use only what the document says. If it does not say, answer: Not in the document."
+BEFORE_DOCUMENT = "Document:\n"
+BEFORE_QUESTION = "\n\nAnswer this question about the document in one short sentence.\nQuestion: "
+
+_DOCUMENT = "<<document 5f0c>>"
+_QUESTION = "<<question 5f0c>>"
+
+GENERIC = {
+    "en": (
+        "Who did what, when and where?",
+        "How much, how many, at what cost?",
+        "What are the key points, decisions and results?",
+        "Which names, dates, numbers and terms are defined here?",
+    ),
+    "ko": (
+        "누가, 언제, 어디서, 무엇을 했습니까?",
+        "얼마나, 몇 개, 비용은 얼마입니까?",
+        "핵심 내용과 결정, 결과는 무엇입니까?",
+        "어떤 이름, 날짜, 숫자, 용어가 나옵니까?",
+    ),
+    "ja": (
+        "誰が、いつ、どこで、何をしましたか。",
+        "いくつ、いくら、費用はどれだけですか。",
+        "要点、決定、結果は何ですか。",
+        "どのような名前、日付、数字、用語が出てきますか。",
+    ),
+    "zh": (
+        "谁在什么时候、什么地方做了什么?",
+        "多少、多大、费用是多少?",
+        "要点、决定和结果是什么?",
+        "出现了哪些名称、日期、数字和术语?",
+    ),
+    "ar": (
+        "من فعل ماذا ومتى وأين؟",
+        "كم العدد وكم المبلغ وكم التكلفة؟",
+        "ما هي النقاط والقرارات والنتائج الرئيسية؟",
+        "ما هي الأسماء والتواريخ والأرقام والمصطلحات المذكورة؟",
+    ),
+}
+"""Questions that stand in for the unknown ones, per language of the document (models/text never translates)."""
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """A model's way of putting document and question, as token ids.
+
+    Attributes:
+        codec: The tokenizer.
+        prefix: Tokens before the document.
+        before_question: Tokens between document and question.
+        after_question: Tokens from the question's end to the start of the answer.
+        chat: Whether the tokenizer's chat template is used.
+    """
+
+    codec: TextCodec
+    prefix: tuple[int, ...]
+    before_question: tuple[int, ...]
+    after_question: tuple[int, ...]
+    chat: bool
+
+    @classmethod
+    def for_tokenizer(cls, codec: TextCodec, system: str = SYSTEM) -> PromptForm:
+        """Build the form from the tokenizer's chat template, or the plain form where it has none.
+
+        Raises:
+            ModelError: The chat template changes the text of a user's turn, so that it cannot be split safely.
+        """
+        tokenizer = codec.tokenizer
+        turn = f"{BEFORE_DOCUMENT}{_DOCUMENT}{BEFORE_QUESTION}{_QUESTION}"
+        if getattr(tokenizer, "chat_template", None):
+            whole, bos = _render(tokenizer, system, turn), ()
+        else:
+            whole = f"{system}\n\n{turn}\nAnswer:"
+            bos = tuple(_leading_ids(tokenizer))
+        pieces = whole.replace(_QUESTION, _DOCUMENT).split(_DOCUMENT)
+        if len(pieces) != 3:
+            raise ModelError("this model's chat template does not keep the user's text as it is: it cannot be used here.")
+        first, middle, last = (tuple(codec.trusted(piece)) for piece in pieces)
+        return cls(codec, bos + first, middle, last, chat=bool(getattr(tokenizer, "chat_template", None)))
+
+    def question(self, question: str) -> list[int]:
+        """Return the tokens behind the document for this question.
+
+        Raises:
+            QuestionError: The question is empty.
+        """
+        if not question.strip():
+            raise QuestionError("the question is empty: ask something about the document.")
+        return [*self.before_question, *self.codec.untrusted(question.strip()), *self.after_question]
+
+
+def _render(tokenizer: Any, system: str, turn: str) -> str:
+    """Apply the chat template; some templates know no system role, so its text then opens the user's turn."""
+    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": turn}]
+    try:
+        whole = tokenizer.apply_chat_template(messages, **settings)
+    except Exception:  # templates raise whatever their author chose when a role is not supported
+        whole = None
+    if whole is None or system not in whole:
+        whole = tokenizer.apply_chat_template([{"role": "user", "content": f"{system}\n\n{turn}"}], **settings)
+    return str(whole)
+
+
+def _leading_ids(tokenizer: Any) -> list[int]:
+    """Return what the tokenizer itself puts before a text (a beginning-of-sequence token, mostly)."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    return list(full[: max(0, len(full) - len(bare))]) if full[-len(bare) :] == bare else []

@@ -1,0 +1,95 @@
+"""PotConfig: every knob of the bounded cache in one frozen, versioned dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from infinipot_llm.errors import BudgetError
+
+VERSION = 1
+"""Raised when a field changes its meaning; a saved configuration of another version is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class PotConfig:
+    """How much is kept while reading, and by which rule. `budget` alone is enough to start.
+
+    "Paper" is InfiniPot (Kim et al., EMNLP 2024, arXiv 2410.01518). Where a default is not the paper's, or the paper
+    does not say, the line says so; docs/method.md has the reasons.
+
+    Attributes:
+        budget: Slots per layer and KV head, in tokens: the paper's |M|. Everything is counted in it: prefix, document,
+            catalyst, question and answer. Paper's main setting: 4,096.
+        kept: Share of the document's slots that survive a distillation (the paper's |C| / |M|). Paper: not given.
+        novelty_share: alpha, the share of the kept slots given to novelty (NuC), the rest going to the catalyst (CaP).
+            Paper, section 4: 0.5.
+        neighbours: How many document tokens on each side a high score also lifts, so that names and figures are kept
+            whole. Paper: none (lone tokens).
+        neighbour_weight: What share of its score a token lends to those neighbours. Paper: none.
+        sink_tokens: The first tokens of the sequence that are never dropped; the chat prefix counts towards them and is
+            always kept whole. Paper: not given.
+        catalyst_reduce: How the attention of the catalyst's tokens on a slot becomes one number: "sum" (paper, section
+            3.1) or "max".
+        catalysts: Questions that stand in for the unknown ones when a document is read without a question. None: the
+            built-in set in the language of the document. Paper: one generic instruction.
+        chunk: Tokens per forward pass while reading. Changes speed and memory, not the result. Paper: the whole room.
+        max_new_tokens: Tokens reserved inside the budget for an answer, and its default limit.
+        question_tokens: Tokens reserved inside the budget for a question that is not known while reading.
+        policy: Name of the scoring rule in infinipot_llm/pot/policies/.
+        version: Format version of this dataclass.
+    """
+
+    budget: int = 4096
+    kept: float = 0.5
+    novelty_share: float = 0.5
+    neighbours: int = 4
+    neighbour_weight: float = 0.9
+    sink_tokens: int = 4
+    catalyst_reduce: Literal["sum", "max"] = "sum"
+    catalysts: tuple[str, ...] | None = None
+    chunk: int = 512
+    max_new_tokens: int = 256
+    question_tokens: int = 128
+    policy: str = "infinipot"
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse values that can never work, whatever the model.
+
+        Raises:
+            BudgetError: A field is outside its range; the sentence names field, value and range.
+        """
+        at_least = {"budget": 8, "chunk": 1, "max_new_tokens": 1, "question_tokens": 1, "neighbours": 0, "sink_tokens": 0}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise BudgetError(f"{name} is {value!r}: give a whole number of at least {least}.")
+        if not 0.0 < self.kept < 1.0:
+            raise BudgetError(f"kept is {self.kept!r}: give a share between 0 and 1, for example 0.5.")
+        for name in ("novelty_share", "neighbour_weight"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BudgetError(f"{name} is {getattr(self, name)!r}: give a share from 0 to 1.")
+        if self.catalyst_reduce not in ("sum", "max"):
+            raise BudgetError(f"catalyst_reduce is {self.catalyst_reduce!r}: give 'sum' or 'max'.")
+        if self.catalysts is not None and (not self.catalysts or not all(c.strip() for c in self.catalysts)):
+            raise BudgetError("catalysts holds an empty question: give at least one, or None for the built-in set.")
+        if self.version != VERSION:
+            raise BudgetError(f"this PotConfig has version {self.version}, and this release reads version {VERSION}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PotConfig:
+        """Rebuild a configuration from `to_dict` (tuples may have become lists on the way through JSON).
+
+        Raises:
+            BudgetError: A field is unknown, or a value is out of range or of another version.
+        """
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise BudgetError(f"unknown PotConfig field {unknown[0]!r}: it was written by another release.")
+        catalysts = values.get("catalysts")
+        return cls(**{**values, "catalysts": None if catalysts is None else tuple(catalysts)})

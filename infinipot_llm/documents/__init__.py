@@ -1,0 +1,7 @@
+"""Documents: plain text with page borders, read from PDFs, text files or strings."""
+
+from __future__ import annotations
+
+from infinipot_llm.documents.document import Document, Page, Span
+
+__all__ = ["Document", "Page", "Span"]

@@ -1,0 +1,82 @@
+"""From a path, bytes or a string to a Document, or to one sentence on why there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infinipot_llm.documents.clean import clean, one_line
+from infinipot_llm.documents.document import PAGE_BREAK, Document, Page
+from infinipot_llm.documents.extracted import Extracted
+from infinipot_llm.documents.pdf import read_pdf
+from infinipot_llm.documents.text import decode_text, split_pages
+from infinipot_llm.errors import DocumentError
+
+_PDF_MAGIC = b"%PDF-"
+_PDF_HEADER_BYTES = 1024
+"""PDF readers accept other bytes before the header, as mail gateways and printers put there, up to this many."""
+
+
+def load_file(path: Path, *, password: str | None = None, name: str | None = None) -> Document:
+    """Read a PDF or a text file; see `Document.from_file`."""
+    shown = one_line(str(path))
+    data = _read(path, shown)
+    if not data:
+        raise DocumentError(f"{shown} is empty: there is nothing to read in it.")
+    is_named_pdf = path.suffix.lower() == ".pdf"
+    if is_named_pdf and _PDF_MAGIC not in data[:_PDF_HEADER_BYTES]:
+        raise DocumentError(
+            f"{shown} is named .pdf but is not a PDF: rename it if it is text, or download or export it again."
+        )
+    extracted = _extract(data, shown, password, is_pdf=is_named_pdf or _starts_as_pdf(data))
+    return _assemble(extracted, name=one_line(path.name if name is None else name), shown=shown, source=str(path))
+
+
+def load_bytes(data: bytes, *, name: str, password: str | None = None) -> Document:
+    """Read a document from memory; see `Document.from_bytes`."""
+    shown = one_line(name)
+    if not data:
+        raise DocumentError(f"{shown} is empty: there is nothing to read in it.")
+    extracted = _extract(data, shown, password, is_pdf=_starts_as_pdf(data))
+    return _assemble(extracted, name=shown, shown=shown, source=None)
+
+
+def load_text(text: str, *, name: str) -> Document:
+    """Make a document of a string; see `Document.from_text`."""
+    shown = one_line(name)
+    return _assemble(split_pages(text), name=shown, shown=shown, source=None)
+
+
+def _read(path: Path, shown: str) -> bytes:
+    """Read a file once, turning every way in which that fails into a sentence."""
+    try:
+        if path.is_dir():
+            raise DocumentError(f"{shown} is a folder: name the files in it one by one.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DocumentError(f"{shown} does not exist: check the path.") from None
+    except PermissionError:
+        raise DocumentError(f"{shown} may not be read: check its permissions.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise DocumentError(f"{shown} cannot be read: {one_line(str(error))}.") from error
+
+
+def _extract(data: bytes, shown: str, password: str | None, *, is_pdf: bool) -> Extracted:
+    return read_pdf(data, name=shown, password=password) if is_pdf else decode_text(data, name=shown)
+
+
+def _starts_as_pdf(data: bytes) -> bool:
+    """Whether data without the suffix .pdf are a PDF; a text that merely mentions the magic is not one."""
+    return data[:_PDF_HEADER_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_PDF_MAGIC)
+
+
+def _assemble(extracted: Extracted, *, name: str, shown: str, source: str | None) -> Document:
+    """Clean the pages, join them, and take the offsets of what results."""
+    texts = [clean(text) for text in extracted.texts]
+    if not any(text.strip() for text in texts):
+        raise DocumentError(f"{shown} holds no text: there is nothing but white space in it.")
+    pages = []
+    start = 0
+    for number, (text, label) in enumerate(zip(texts, extracted.labels, strict=True), start=1):
+        pages.append(Page(number, label, start, start + len(text)))
+        start += len(text) + len(PAGE_BREAK)
+    return Document(name, PAGE_BREAK.join(texts), tuple(pages), source, tuple(extracted.notes))

@@ -1,0 +1,1 @@
+"""What reads: names to weights, the one adapter to transformers, attention over slots, text to tokens."""

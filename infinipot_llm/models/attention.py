@@ -1,0 +1,92 @@
+"""Causal attention over slots: the one function that transformers calls for a model that reads through a pot.
+
+It rotates the queries to their slots, lets an observer look at (rotated) queries and keys, and attends. It builds its own
+mask, because the library would make one mask for all layers and, given none, would use only the first keys.
+Shapes: `B` batch (1), `H` query heads, `K` KV heads, `G` = H / K, `C` new tokens, `S` slots held (new ones included).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from infinipot_llm.errors import ModelError
+from infinipot_llm.models.slots import SlotCache
+
+NAME = "infinipot"
+"""Under this name the function stands in transformers' attention registry."""
+
+
+def causal_bias(new: int, held: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the additive mask [C, S]: new token i sees slots 0 .. S - C + i."""
+    bias = torch.full((new, held), float("-inf"), dtype=dtype, device=device)
+    return bias.triu_(held - new + 1)
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    pot: SlotCache | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend from C new tokens to S slots.
+
+    Args:
+        module: The attention module; its `layer_idx` says which layer's slots these are.
+        query: [B, H, C, D], un-rotated.
+        key: [B, K, S, D], rotated to their slots by the cache.
+        value: [B, K, S, Dv].
+        attention_mask: Ignored: position and mask follow from the slots.
+        scaling: Softmax scaling; None means D ** -0.5.
+        pot: The cache that `key` and `value` come from, put here by the adapter's hook.
+        softcap: Refused: logits capped inside attention are not supported.
+        **kwargs: What else the library passes (dropout, position ids, ...), unused.
+
+    Returns:
+        [B, C, H, Dv] and None (no attention weights).
+
+    Raises:
+        ModelError: The model was called without a pot, or caps its attention logits.
+    """
+    if not isinstance(pot, SlotCache):
+        raise ModelError("this model is set up to read through a pot: call it through InfiniPot, or close() it first.")
+    if softcap is not None:
+        raise ModelError("models that cap attention logits (softcap) are not supported: choose another model.")
+    B, H, C, D = query.shape
+    K, S = key.shape[1], key.shape[2]
+    scaling = D**-0.5 if scaling is None else scaling
+    query = pot.layers[module.layer_idx].rotation(query, S - C)
+    if pot.observer is not None:
+        pot.observer(int(module.layer_idx), query, key, scaling)  # type: ignore[arg-type]
+    if pot.hidden is not None:
+        return _attend_but_hidden(query, key, value, pot.hidden[module.layer_idx], scaling), None  # type: ignore[index]
+    if C == 1:  # decoding: the G query heads of a KV head become G rows, so that keys are not repeated
+        out = F.scaled_dot_product_attention(query.reshape(B, K, H // K, D), key, value, scale=scaling)
+        return out.reshape(B, H, 1, -1).transpose(1, 2), None
+    bias = causal_bias(C, S, dtype=query.dtype, device=query.device)  # [C, S]
+    if query.device.type == "cpu":
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=H != K)
+    else:  # fused kernels take a mask only where query and key heads agree in number: fold the G heads into rows
+        rows = bias.expand(H // K, C, S).reshape(H // K * C, S)
+        folded = query.reshape(B, K, H // K * C, D)
+        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling).reshape(B, H, C, -1)
+    return out.transpose(1, 2), None  # [B, C, H, Dv]
+
+
+def _attend_but_hidden(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scaling: float) -> Tensor:
+    """Attend as above, but to no slot that `hidden` [K, slots held before] marks; returns [B, C, H, Dv]."""
+    B, H, C, _ = query.shape
+    K, S = key.shape[1], key.shape[2]
+    bias = causal_bias(C, S, dtype=query.dtype, device=query.device).repeat(K, 1, 1)  # [K, C, S]
+    bias[:, :, : hidden.shape[1]].masked_fill_(hidden[:, None], float("-inf"))
+    rows = bias.repeat_interleave(H // K, dim=0)[None]  # [1, H, C, S]
+    key, value = (x.repeat_interleave(H // K, dim=1) for x in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=rows, scale=scaling).transpose(1, 2)

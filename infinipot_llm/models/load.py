@@ -1,0 +1,157 @@
+"""A name, a folder or a hub id to a model that reads through slots, on a sensible device in a sensible dtype.
+
+No network unless asked; safetensors only (the catalogue's GGUF files were converted when they were fetched); no code that
+comes with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from infinipot_llm.errors import ModelError
+from infinipot_llm.models import catalogue
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.convert import check_files, verify_tokenizer
+from infinipot_llm.models.fetch import fetch
+from infinipot_llm.models.text import TextCodec
+
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""What is taken from a hub repository: configuration, tokenizer and safetensors; never code, never pickles."""
+
+
+def load_model(
+    name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False
+) -> tuple[Adapter, TextCodec]:
+    """Load a model and switch it to reading through slots.
+
+    Args:
+        name: A name of the catalogue, a folder with config.json and safetensors, or a hub id "owner/name".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "float32", "bfloat16", "float16".
+        download: Fetch what is missing; without it nothing is fetched and a sentence names the command that does.
+
+    Returns:
+        The adapter and the tokenizer.
+
+    Raises:
+        ModelError: The model is unknown, not fetched, damaged, of an unsupported architecture, or fails its self-check.
+    """
+    folder = _folder(name, download)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=kind, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            ).to(where)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"the model in {name!r} cannot be loaded: {_first_line(error)}") from error
+    if (folder / "manifest.json").exists():
+        verify_tokenizer(tokenizer, folder)
+    adapter = Adapter(model)
+    adapter.self_check()
+    return adapter, TextCodec(tokenizer)
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolve a device name; "auto" takes a GPU when there is one.
+
+    Raises:
+        ModelError: There is no such device here.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}: give cpu, cuda, cuda:1 or mps.") from error
+    if found.type == "cuda" and not (torch.cuda.is_available() and (found.index or 0) < torch.cuda.device_count()):
+        raise ModelError(f"there is no device {device!r} here that torch can use: leave --device out, or give cpu.")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("there is no mps device here that torch can use: leave --device out, or give cpu.")
+    return found
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Resolve a dtype name; "auto" is float32 on a CPU (bf16 is many times slower on most), bf16 or fp16 on a GPU.
+
+    Raises:
+        ModelError: The name is not a floating dtype that models are run in.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float16 if device.type == "mps" else torch.float32
+    if dtype not in names:
+        raise ModelError(f"unknown dtype {dtype!r}: give auto, {', '.join(names)}.")
+    return names[dtype]
+
+
+def _folder(name: str, download: bool) -> Path:
+    """Find the folder that holds a model's files, fetching them only when asked."""
+    if name in catalogue.CATALOGUE:
+        if not catalogue.is_fetched(name):
+            if not download:
+                raise ModelError(f"the model {name!r} is not on this machine yet: run `infinipot models get {name}`.")
+            fetch(name)
+        folder = catalogue.model_dir(name)
+        check_files(folder, full=False)
+        return folder
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"the folder {name!r} holds no config.json: give the folder of a saved model.")
+        return path
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_hub(name, download)
+    return catalogue.model_dir(catalogue.lookup(name).name)  # raises, listing the names that are known
+
+
+def _from_hub(name: str, download: bool) -> Path:
+    """Find a hub repository in the local hub cache, or download it when asked."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=not download))
+    except LocalEntryNotFoundError as error:
+        if download:
+            raise ModelError(f"{name!r} cannot be fetched: the model hub is out of reach, or switched off here.") from error
+        raise ModelError(f"the model {name!r} is not on this machine yet: run `infinipot models get {name}`.") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"there is no model {name!r} on the hub, or it needs a login.") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(f"{name!r} cannot be fetched from the hub: {_first_line(error)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the library's progress bars and chatter off the terminal while a model is loaded; put all back after."""
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _first_line(error: Any) -> str:
+    """Return the first line of an error of another library, as the end of a sentence."""
+    lines = str(error).strip().splitlines()
+    return (lines[0].rstrip(".") if lines else type(error).__name__) + "."

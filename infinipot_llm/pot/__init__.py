@@ -1,0 +1,1 @@
+"""What is kept: the bounded KV cache, its scores, its distillation, and the reader that fills it."""

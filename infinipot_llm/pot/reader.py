@@ -1,0 +1,151 @@
+"""The reader: a text of any length through a pot of fixed size.
+
+Paper, section 3 (CCD): fill the pot, distil, read on into the freed slots, distil old and new together, and so on. Where the
+paper is silent: the part of the text behind the last distillation stays raw, and the last distillation keeps just so much
+that the pot ends full; novelty is computed only for tokens that a distillation will look at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from infinipot_llm.config import PotConfig
+from infinipot_llm.errors import BudgetError
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TokenizedText
+from infinipot_llm.pot.distill import Tracer, distill
+from infinipot_llm.pot.novelty import surprise
+from infinipot_llm.pot.policies import make_policy
+from infinipot_llm.pot.pot import PREFIX, Pot
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStats:
+    """What reading cost.
+
+    Attributes:
+        tokens_total: Tokens of the text.
+        tokens_read: Of these, read so far.
+        slots: Slots held per layer and KV head.
+        budget: Slots that there are.
+        cycles: Distillations so far.
+        seconds: Wall-clock time.
+    """
+
+    tokens_total: int
+    tokens_read: int = 0
+    slots: int = 0
+    budget: int = 0
+    cycles: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Reading speed; 0 before anything was read."""
+        return self.tokens_read / self.seconds if self.seconds > 0 else 0.0
+
+
+Progress = Callable[[ReadStats], None]
+"""Called after every forward pass; raise from it (KeyboardInterrupt, say) to stop the reading."""
+
+
+class Reader:
+    """Reads texts into pots, with one model and one configuration."""
+
+    def __init__(self, adapter: Adapter, config: PotConfig) -> None:
+        self.adapter = adapter
+        self.config = config
+        self.policy = make_policy(config)
+
+    def read(
+        self,
+        text: TokenizedText,
+        prefix: Sequence[int],
+        catalysts: Sequence[Sequence[int]],
+        reserve: int,
+        *,
+        progress: Progress | None = None,
+        tracer: Tracer | None = None,
+    ) -> tuple[Pot, ReadStats]:
+        """Read a whole text.
+
+        Args:
+            text: What to read.
+            prefix: Tokens before it (system prompt, start of the user's turn); always kept whole.
+            catalysts: Tokens of one or several prompts that score the slots when the pot is full.
+            reserve: Slots left free behind the text for a question and its answer.
+            progress: Told after every forward pass.
+            tracer: Told about every distillation.
+
+        Returns:
+            The filled pot, with at least `reserve` free slots, and what it cost.
+
+        Raises:
+            BudgetError: The budget has no room for prefix, catalyst, question and answer.
+        """
+        adapter, config = self.adapter, self.config
+        prompts = [torch.tensor(list(c), dtype=torch.long) for c in catalysts] if self.policy.wants_importance else []
+        longest = max((len(p) for p in prompts), default=0)
+        room, kept, pinned = self._plan(len(text), len(prefix), longest, reserve)
+        started = time.perf_counter()
+        pot = Pot(adapter, config.budget)
+        stats = ReadStats(len(text), budget=config.budget)
+
+        carry: Tensor | None = None  # hidden state before the next token, [1, E]
+        if prefix:
+            carry = adapter.forward(torch.tensor(list(prefix), dtype=torch.long), pot.cache)[-1:]
+            pot.record(torch.full((len(prefix),), PREFIX))
+        while stats.tokens_read < len(text):
+            if pot.length == room:
+                left = len(text) - stats.tokens_read
+                keep = max(kept, room - left)  # the last distillation leaves the pot just full
+                pot.pinned = pinned
+                number = stats.cycles + 1
+                distill(
+                    adapter, pot, self.policy, config, prompts, keep,
+                    number=number, tokens_read=stats.tokens_read, tracer=tracer,
+                )  # fmt: skip
+                stats = replace(stats, cycles=number)
+            take = min(config.chunk, room - pot.length, len(text) - stats.tokens_read)
+            window = slice(stats.tokens_read, stats.tokens_read + take)
+            ids = torch.from_numpy(text.ids[window].astype("int64"))
+            hidden = adapter.forward(ids, pot.cache)  # [take, E]
+            pot.record(torch.arange(window.start, window.stop))
+            left = len(text) - window.stop
+            if self.policy.wants_novelty and left > room - pot.length:  # a distillation will look at these tokens
+                before = torch.cat([carry, hidden[:-1]]) if carry is not None else hidden[:-1]
+                told = surprise(adapter, before, ids[len(ids) - len(before) :])
+                pot.record_novelty(told if carry is not None else torch.cat([told.new_zeros(1), told]))
+            carry = hidden[-1:]
+            stats = replace(
+                stats, tokens_read=window.stop, slots=pot.length, seconds=time.perf_counter() - started
+            )
+            if progress is not None:
+                progress(stats)
+        pot.pinned = min(pinned, pot.length)
+        return pot, stats
+
+    def _plan(self, tokens: int, prefix: int, catalyst: int, reserve: int) -> tuple[int, int, int]:
+        """Divide the budget: slots for prefix and text, slots kept at a distillation, slots pinned.
+
+        A text that fits whole needs no room for a catalyst, since no distillation happens.
+        """
+        budget = self.config.budget
+        self.adapter.check_budget(budget)
+        if prefix + tokens + reserve <= budget:
+            return budget - reserve, budget - reserve, prefix
+        room = budget - max(reserve, catalyst)
+        pinned = max(prefix, min(self.config.sink_tokens, room // 4))
+        kept = pinned + int(self.config.kept * (room - pinned))
+        if kept <= pinned or kept >= room:
+            least = max(reserve, catalyst) + pinned + 4
+            raise BudgetError(
+                f"a budget of {budget} has no room for prompt ({prefix}), catalyst ({catalyst}), question and answer "
+                f"({reserve}): choose a budget of at least {least}, or a smaller max_new_tokens."
+            )
+        return room, kept, pinned

@@ -1,0 +1,95 @@
+"""Tiny random models that can fail, a byte tokenizer, and the weights of a catalogue model where they were fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from infinipot_llm.config import PotConfig
+from infinipot_llm.engine import InfiniPot
+from infinipot_llm.models import catalogue
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TextCodec
+
+torch.set_num_threads(2)
+
+SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>"]
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "vocab_size": 264,
+    "initializer_range": 0.15,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model whose outputs depend on positions strongly enough for a wrong rotation to show."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **{**SIZES, **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                weight.normal_(0.0, 0.5)
+    model.generation_config.eos_token_id = 258
+    model.generation_config.pad_token_id = 256
+    return model
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, two chat markers, and a chat template."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
+    tokenizer.add_tokens(["<tool_call>"])  # an added token that is not special, as Qwen has
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def codec() -> TextCodec:
+    return TextCodec(byte_tokenizer())
+
+
+@pytest.fixture(params=FAMILIES)
+def adapter(request: pytest.FixtureRequest) -> Iterator[Adapter]:
+    made = Adapter(tiny_model(request.param))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tiny_llm(codec: TextCodec) -> Iterator[InfiniPot]:
+    config = PotConfig(budget=512, max_new_tokens=16, question_tokens=32, chunk=64)
+    with InfiniPot(Adapter(tiny_model("llama")), codec, config) as llm:
+        yield llm
+
+
+def fetched_model(name: str) -> str:
+    """Return the name when its weights are on this machine; skip the test otherwise."""
+    if not catalogue.is_fetched(name):
+        pytest.skip(f"the weights of {name} are not here: run `infinipot models get {name}`")
+    return name
