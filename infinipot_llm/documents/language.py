@@ -8,6 +8,7 @@ _SAMPLES = 16
 _SAMPLE_CHARACTERS = 1000
 
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+_HIRAGANA = re.compile("[\u3041-\u309f]")
 _KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _ARABIC = re.compile("[\u0620-\u064a\u066e-\u06d3\u0750-\u077f]")
@@ -39,8 +40,8 @@ def dominant_language(text: str) -> str:
     if east_asian * _LETTERS_PER_HAN > max(arabic, other):
         if hangul >= max(kana, han / 4):
             return "ko"
-        # Japanese prose is about half kana; a Chinese text that quotes a Japanese name is not Japanese.
-        return "ja" if kana > 0.1 * (kana + han) else "zh"
+        # Japanese grammar is written in hiragana; the Japanese names in a Chinese text are mostly katakana.
+        return "ja" if kana > han or _count(_HIRAGANA, sample) > 0.05 * (kana + han) else "zh"
     if arabic > other and _count(_NOT_ARABIC, sample) <= 0.05 * arabic:
         return "ar"
     return "en"

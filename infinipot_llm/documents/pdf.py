@@ -51,7 +51,7 @@ def read_pdf(data: bytes, *, name: str, password: str | None = None) -> Extracte
     if not failures and not extracted.has_text:
         return _read_with_pdfium(data, name, password, reason="pypdf found no text", is_readable=True)
     if not extracted.has_text:
-        raise DocumentError(f"{name} holds no page that can be read: {notes[-1]}.")
+        raise DocumentError(f"{_damaged(name)} ({notes[-1]}).")
     return extracted
 
 
@@ -127,7 +127,10 @@ def _recover_pages(data: bytes, password: str | None, texts: list[str], failures
             pages = pdfium.PdfiumPages({}, dict.fromkeys(failures, str(error)), [])
         for index, text in pages.texts.items():
             texts[index] = text
-            outcomes[index] = f"read with pypdfium2 because pypdf failed ({failures[index]})"
+            if text.strip():
+                outcomes[index] = f"read with pypdfium2 because pypdf failed ({failures[index]})"
+            else:
+                outcomes[index] = f"lost because pypdf failed ({failures[index]}) and pypdfium2 found no text"
         for index, reason in pages.failures.items():
             outcomes[index] = f"lost because pypdf failed ({failures[index]}) and so did pypdfium2 ({reason})"
     return _page_notes(outcomes)
@@ -161,22 +164,26 @@ def _read_with_pdfium(
         DocumentError: If pypdfium2 gets no text from it either, or is not installed.
     """
     no_text = f"{name} holds no text, only images or blank pages: run OCR on it first, for instance with ocrmypdf."
-    damaged = f"{name} cannot be read as a PDF, it may be damaged or cut short: download or export it again"
     if not pdfium.is_installed():
-        raise DocumentError(no_text if is_readable else f"{damaged}, or try {pdfium.INSTALL} ({reason}).")
+        raise DocumentError(no_text if is_readable else f"{_damaged(name)}, or try {pdfium.INSTALL} ({reason}).")
     try:
         pages = pdfium.read_pages(data, password=password)
     except pdfium.PdfiumError as error:
         if error.needs_password:
             raise DocumentError(_encrypted(name) if password is None else _wrong_password(name)) from None
-        raise DocumentError(no_text if is_readable else f"{damaged} ({reason}; pypdfium2: {error}).") from error
+        raise DocumentError(no_text if is_readable else f"{_damaged(name)} ({reason}; pypdfium2: {error}).") from error
     notes = [f"read with pypdfium2 because {reason}"]
     notes += _page_notes({index: f"lost because pypdfium2 failed ({why})" for index, why in pages.failures.items()})
     texts = [pages.texts.get(index, "") for index in range(len(pages.labels))]
     extracted = Extracted(texts, [one_line(label) or None for label in pages.labels], notes)
     if not extracted.has_text:
-        raise DocumentError(no_text if is_readable or not pages.failures else f"{damaged} ({reason}).")
+        raise DocumentError(no_text if is_readable or not pages.failures else f"{_damaged(name)} ({reason}).")
     return extracted
+
+
+def _damaged(name: str) -> str:
+    """The start of a sentence, for a reason in parentheses and a full stop to follow."""
+    return f"{name} cannot be read as a PDF, it may be damaged or cut short: download or export it again"
 
 
 def _encrypted(name: str) -> str:

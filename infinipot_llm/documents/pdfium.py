@@ -14,6 +14,9 @@ INSTALL = 'pip install "infinipot-llm[pdfium]"'
 
 _PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
 
+# Some messages quote the bytes that were not understood, at any length.
+_REASON_CHARACTERS = 80
+
 # PDFium itself is not thread-safe.
 _reading = threading.Lock()
 
@@ -81,7 +84,7 @@ def read_pages(data: bytes, *, password: str | None, indexes: Sequence[int] | No
 
 def describe(error: Exception) -> str:
     """Name an exception of a PDF library in a few words, on one line: "PdfReadError: EOF marker not found"."""
-    message = one_line(str(error)).rstrip(".")[:160]
+    message = one_line(str(error)).rstrip(".")[:_REASON_CHARACTERS].rstrip()
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 

@@ -24,11 +24,6 @@ def _words(listed: str) -> frozenset[str]:
     return frozenset(listed.split())
 
 
-
-def _words(listed: str) -> frozenset[str]:
-    return frozenset(listed.split())
-
-
 # Never the last word of a sentence.
 _TITLES = _words("dr mr mrs ms mx prof st sr sra jr gen gov sen rep lt col sgt capt rev hon pres vs cf viz г т")
 

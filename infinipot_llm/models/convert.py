@@ -1,8 +1,8 @@
 """Turns a GGUF file into a plain folder of float32 weights, and proves what it wrote.
 
-Reading a GGUF takes most of a minute, because every weight is unpacked from about four bits. It is done once: the folder
-holds the unpacked values unchanged, which load in moments through a memory map. The folder's manifest says what belongs
-in it, so that a damaged file, or a tokenizer that another release of transformers reads differently, is found by name.
+Reading a GGUF takes most of a minute, because every weight is unpacked from about four bits. It is done once: the
+folder holds the unpacked values unchanged, which load in moments through a memory map. Its manifest says what belongs
+in it, so that a damaged file, or a tokenizer that another release of transformers reads differently, is found out.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from typing import Any
 
 from infinipot_llm.errors import ModelError
 from infinipot_llm.models.catalogue import MANIFEST_FORMAT, MANIFEST_NAME, read_manifest, remedy, size_of
+from infinipot_llm.models.gguf_tokenizer import gguf_tokenizer
 
 _BLOCK = 1 << 22
+_REPORT = "install another release of transformers (5.3 or newer, below 6) and try again"
 
 # Marks at which a chat model stops: its own end-of-sequence token and those of these that it has.
 _END_MARKS = ("<|im_end|>", "<|endoftext|>")
-
-# What a saved tokenizer remembers about where it was read from: of no use elsewhere, and private.
-_ORIGIN_KEYS = ("vocab_file", "merges_file", "name_or_path", "is_local", "local_files_only", "gguf_file")
 
 # Each of these went wrong in some tokenizer once. All are in composed form (NFC), as tokenizers that normalise expect.
 SAMPLES = (
@@ -48,20 +47,25 @@ SAMPLES = (
 def convert_gguf(gguf: Path, target: Path) -> None:
     """Write the model of a GGUF file as a folder that `from_pretrained` loads, checked and with a manifest.
 
-    The folder is built beside the target and takes its name when it is finished; an interruption leaves no target. What
-    stood at the target before is replaced.
+    The folder is built beside the target and takes its name when it is finished; an interruption leaves no target.
 
     Args:
         gguf: The GGUF file, of an architecture that transformers can read.
-        target: The folder to write, about 4 bytes per weight; its last part is taken as the model's name.
+        target: The folder to write, about 4 bytes per weight; its last part is taken as the model's name. It must
+            not exist yet.
 
     Raises:
-        ModelError: The file cannot be read as a model, or what was written does not read back the same.
+        ModelError: The file cannot be read as a model, the folder exists or cannot be written, or what was written
+            does not read back the same.
     """
+    from safetensors import SafetensorError
+
+    if target.exists():
+        raise ModelError(f"{target} exists already: delete it first, or name another folder")
     building = target.parent / f".{target.name}.building"
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
     try:
+        building.mkdir(parents=True)
         with _quiet():
             tokenizer, model = _read_gguf(gguf)
             samples = _sample_ids(tokenizer, gguf)
@@ -72,12 +76,9 @@ def convert_gguf(gguf: Path, target: Path) -> None:
             reread = AutoTokenizer.from_pretrained(building, local_files_only=True)
         _compare(reread, samples, f"the tokenizer written from {gguf} does not read back the same: {_REPORT}")
         _write_manifest(building, target.name, _sha256(gguf), samples)
-        if target.exists():
-            (target / MANIFEST_NAME).unlink(
-                missing_ok=True
-            )  # first, so that a half-removed folder is not taken as whole
-            shutil.rmtree(target)
         building.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{target} cannot be written ({error}): free some space, or name another folder") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -86,7 +87,7 @@ def verify_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Check that a loaded tokenizer reads and writes text as it did when its model was converted.
 
     A tokenizer saved by one release of transformers and loaded by another can lose its byte-level decoder, and answers
-    then come out as gibberish without any error. This takes a millisecond.
+    then come out as gibberish without any error. This takes a few milliseconds.
 
     Args:
         tokenizer: The tokenizer, as loaded from the folder.
@@ -121,18 +122,17 @@ def check_files(folder: Path, full: bool) -> None:
             raise ModelError(f"{path} is damaged or missing: {remedy(folder)}")
 
 
-_REPORT = "install another release of transformers (5.3 or newer, below 6) and try again"
-
-
 def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     """Load tokenizer and float32 model of a GGUF file, and see that the file filled every weight."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = gguf_tokenizer(gguf)
         model, info = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
+    except ModelError:
+        raise
     except Exception as error:  # a damaged file surfaces as almost any type; the sentence keeps its words
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
@@ -171,21 +171,20 @@ def _write(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
     known = tokenizer.get_vocab()
     ends = [tokenizer.eos_token_id, *(known[mark] for mark in _END_MARKS if mark in known)]
     ends = list(dict.fromkeys(end for end in ends if end is not None))
-    described |= {"eos_token_id": ends, "architectures": [type(model).__name__], "dtype": "float32"}
+    if not ends:
+        raise ModelError("the model's tokenizer names no token at which an answer ends: choose a chat model")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    marks = {"eos_token_id": ends, "pad_token_id": pad, "bos_token_id": tokenizer.bos_token_id}
+    described |= {**marks, "architectures": [type(model).__name__], "dtype": "float32"}
     with torch.device("meta"):
         plain = type(model)(type(model.config).from_dict(described))
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    plain.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=ends, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id
-    )
+    plain.generation_config = GenerationConfig(do_sample=False, **marks)
     plain.save_pretrained(folder)
-    tokenizer.model_max_length = plain.config.max_position_embeddings
     tokenizer.save_pretrained(folder)
-    settings = folder / "tokenizer_config.json"
-    kept = {key: v for key, v in json.loads(settings.read_text(encoding="utf-8")).items() if key not in _ORIGIN_KEYS}
-    settings.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path in folder.glob("*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode)  # they are made private whatever the umask says
     return model.state_dict()
 
 

