@@ -14,9 +14,9 @@ from typing import Any
 from infinipot_llm.errors import ModelError, QuestionError
 from infinipot_llm.models.text import TextCodec
 
-SYSTEM = "You answer questions about a document. Use only what the document says. If it does not say, answer: Not in the document."
+SYSTEM = "You answer questions about a document."
 BEFORE_DOCUMENT = "Document:\n"
-BEFORE_QUESTION = "\n\nAnswer this question about the document in one short sentence.\nQuestion: "
+BEFORE_QUESTION = "\n\nUsing only the document above, answer in a few words: "
 
 _DOCUMENT = "<<document 5f0c>>"
 _QUESTION = "<<question 5f0c>>"
