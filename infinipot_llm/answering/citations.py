@@ -112,12 +112,13 @@ def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> lis
     words = {w.casefold() for w in _WORD.findall(answer_text)}
     scores: dict[tuple[int, int], float] = {}
     for token in looked_at.topk(min(256, len(looked_at))).indices.tolist():
+        span = text.span(token)
+        if not span.text.strip():
+            continue
         where = text.document_of(token)
         document = text.documents[where]
-        page = document.page_at(int(text.starts[token]))
-        start, end = sentence_at(document.text, int(text.starts[token]), page.start, page.end)
-        if end <= start:
-            continue
+        page = document.pages[span.page - 1]
+        start, end = sentence_at(document.text, max(span.start, page.start), page.start, page.end)
         tokens = text.tokens_in(where, start, end)
         if tokens in scores:
             continue

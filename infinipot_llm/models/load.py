@@ -46,7 +46,7 @@ def load_model(
     Raises:
         ModelError: The model is unknown, not fetched, damaged, of an unsupported architecture, or fails its self-check.
     """
-    folder = _folder(name, download)
+    folder = find_folder(name, download)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     try:
@@ -102,8 +102,32 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return names[dtype]
 
 
-def _folder(name: str, download: bool) -> Path:
-    """Find the folder that holds a model's files, fetching them only when asked."""
+def load_facts(name: str) -> tuple[Any, Any]:
+    """Load a model's configuration and tokenizer alone, from this machine.
+
+    Raises:
+        ModelError: The model is unknown, not fetched, or cannot be read.
+    """
+    folder = find_folder(name, download=False)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the model in {name!r} cannot be loaded: {_first_line(error)}") from error
+    return config.get_text_config(decoder=True), tokenizer
+
+
+def find_folder(name: str, download: bool) -> Path:
+    """Find the folder that holds a model's files, fetching them only when asked.
+
+    Args:
+        name: A name of the catalogue, a folder, or a hub id.
+        download: Whether to fetch what is missing.
+
+    Raises:
+        ModelError: The model is unknown, or not on this machine.
+    """
     if name in catalogue.CATALOGUE:
         if not catalogue.is_fetched(name):
             if not download:

@@ -1,0 +1,46 @@
+# make demo    set everything up and ask the sample report a question
+# make test    set up, then lint, types and all tests
+# make models  fetch the weights that the demo and some tests use
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+QUESTION ?= What did the replacement pump at Tarnbrook pumping station cost?
+
+.PHONY: install demo test lint types models samples clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: run make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+models: $(READY)
+	$(BIN)/infinipot models get qwen2.5-coder-0.5b
+	$(BIN)/infinipot models get smollm2-135m
+
+demo: $(READY)
+	$(BIN)/infinipot models get qwen2.5-coder-0.5b
+	@echo
+	@echo '$$ infinipot ask examples/documents/hollin_valley.pdf "$(QUESTION)"'
+	@$(BIN)/infinipot ask examples/documents/hollin_valley.pdf "$(QUESTION)"
+
+test: lint types $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+samples: $(READY)
+	$(BIN)/python examples/documents/render.py
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m infinipot_llm` is the `infinipot` command."""
+
+from infinipot_llm.cli import main
+
+main()

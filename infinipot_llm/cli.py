@@ -1,0 +1,378 @@
+"""The command line: ask, info, trace, models. Rooms are imported when a command needs them, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from infinipot_llm import __version__
+from infinipot_llm.errors import BudgetError, DocumentError, InfiniPotError, ModelError, QuestionError
+
+if TYPE_CHECKING:
+    from infinipot_llm.answering.answer import Answer
+    from infinipot_llm.documents import Document
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+MODEL = "qwen2.5-coder-0.5b"
+
+
+def main() -> None:
+    """Run the command line; errors of the user are one sentence on standard error and exit code 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except InfiniPotError as error:
+        _fail(str(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\ninterrupted: nothing was written.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(sentence: str) -> None:
+    from infinipot_llm.documents.clean import one_line
+
+    click.echo(f"infinipot: {one_line(sentence)}", err=True)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that loads a model."""
+    for option in (
+        click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
+        click.option("--model", default=MODEL, show_default=True, help="A name of `models list`, a folder, or a hub id."),
+    ):
+        command = option(command)
+    return command
+
+
+def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a document is read."""
+    for option in (
+        click.option("--password", help="Password of an encrypted PDF."),
+        click.option("--policy", default="infinipot", show_default=True, help="Scoring rule: infinipot or streaming."),
+        click.option("--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"),
+        click.option("--kept", type=float, help="Share of the slots that a distillation keeps.  [default: 0.5]"),
+        click.option("--budget", type=int, help="Slots of the cache, in tokens, everything counted.  [default: 4096]"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="infinipot")
+def cli() -> None:
+    """Ask questions of whole long documents with a local language model, through a KV cache that never grows."""
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@click.argument("question")
+@model_options
+@pot_options
+@click.option("--max-new-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 decodes greedily.")
+@click.option("--seed", type=int, help="Of the sampling, with a temperature above 0.")
+@click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) -> None:
+    """Read FILES whole (PDF, .txt, .md; - for standard input) and answer QUESTION with page citations."""
+    if not question.strip():
+        raise QuestionError("the question is empty: ask something about the document.")
+    if options["temperature"] < 0:
+        raise BudgetError(f"the temperature is {options['temperature']}: give 0 for greedy decoding, or more.")
+    documents = _documents(files, options["password"])
+    config = _config(options, max_new_tokens=options["max_new_tokens"])
+    llm = _engine(options, config)
+    memory = llm.read(documents, question=question, progress=True)
+    streamed: list[str] = []
+
+    def show(piece: str) -> None:
+        from infinipot_llm.documents.clean import printable
+
+        streamed.append(piece)
+        click.echo(printable(piece), nl=False)
+
+    answer = memory.ask(
+        question,
+        temperature=options["temperature"],
+        stop=options["stop"],
+        seed=options["seed"],
+        on_text=None if as_json else show,
+    )
+    if as_json:
+        click.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
+        return
+    click.echo("" if streamed else "(no answer)")
+    for line in _sources(answer, several=len(documents) > 1):
+        click.echo(line)
+    click.echo(_cost(answer), err=True)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@model_options
+@pot_options
+@click.option("--price-per-million", type=float, help="Price of a hosted model per million input tokens, to show a cost.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def info(files: tuple[str, ...], as_json: bool, price_per_million: float | None, **options: Any) -> None:
+    """Say what FILES hold and what reading them would cost, without reading them."""
+    documents = _documents(files, options["password"])
+    values = _info(documents, _config(options), options["model"], price_per_million)
+    if as_json:
+        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+        return
+    for line in _info_lines(values):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("-q", "--question", required=True, help="The question that is the catalyst.")
+@model_options
+@pot_options
+@click.option("--slots", type=int, help="Slots for the document alone, instead of --budget.")
+@click.option("--top", type=int, default=24, show_default=True, help="Most tokens to list per cycle.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def trace(files: tuple[str, ...], question: str, slots: int | None, top: int, as_json: bool, **options: Any) -> None:
+    """Show, cycle by cycle, which tokens of FILES stay in the pot and why: pinned, novelty, catalyst, neighbour."""
+    if slots is not None and options["budget"] is not None:
+        raise click.UsageError("give either --budget or --slots, not both.")
+    if slots is not None and slots < 2:
+        raise BudgetError(f"slots is {slots}: give at least 2.")
+    documents = _documents(files, options["password"])
+    llm = _engine(options, _config(options, max_new_tokens=1))
+    from dataclasses import replace
+
+    from infinipot_llm.trace import Trace, render
+
+    if slots is not None:
+        beside = len(llm.form.prefix) + len(llm.form.question(question)) + 1
+        llm.config = replace(llm.config, budget=max(8, slots + beside))
+    collected = Trace()
+    memory = llm.read(documents, question=question, progress=not as_json, tracer=collected)
+    cycles = collected.with_text(memory, llm.form.codec)
+    if as_json:
+        click.echo(json.dumps({"budget": llm.config.budget, "cycles": cycles}, ensure_ascii=False))
+        return
+    click.echo(
+        f"budget {llm.config.budget}: {len(llm.form.prefix)} slots for the prompt before the document, "
+        f"{len(llm.form.question(question))} for the question behind it (the catalyst)\n"
+    )
+    for line in render(cycles, top):
+        click.echo(line)
+
+
+@cli.group()
+def models() -> None:
+    """List models, and fetch them."""
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def models_list(as_json: bool) -> None:
+    """List the models that have a short name, and whether they are on this machine."""
+    from infinipot_llm.models.catalogue import CATALOGUE, is_fetched, model_dir
+
+    rows = [
+        {
+            "name": e.name,
+            "fetched": is_fetched(e.name),
+            "folder": str(model_dir(e.name)),
+            "download_mb": round(e.size_bytes / 1e6),
+            "disk_mb": round(e.parameters * 4 / 1e6),
+            "window_tokens": e.window_tokens,
+            "licence": e.licence,
+            "note": e.note,
+        }
+        for e in CATALOGUE.values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        state = "fetched" if row["fetched"] else f"not fetched ({row['download_mb']} MB to download)"
+        click.echo(f"{row['name']:<20} {state}; {row['disk_mb']} MB on disk; window {row['window_tokens']}; {row['licence']}")
+        click.echo(f"{'':<20} {row['note']}")
+    click.echo("any folder or hub id of a Llama, Qwen2 or Qwen3 model works too, as --model")
+
+
+@models.command("get")
+@click.argument("name")
+def models_get(name: str) -> None:
+    """Fetch the model NAME (of `models list`, or a hub id) so that it can be used without a network."""
+    from infinipot_llm.models.catalogue import CATALOGUE, is_fetched
+
+    if name in CATALOGUE:
+        from infinipot_llm.models.fetch import fetch
+
+        if is_fetched(name):
+            click.echo(f"{name} is on this machine already.")
+        folder = fetch(name, progress=lambda line: click.echo(line, err=True))
+    else:
+        from infinipot_llm.models.load import find_folder
+
+        folder = find_folder(name, download=True)
+    click.echo(str(folder))
+
+
+def _documents(files: tuple[str, ...], password: str | None) -> list[Document]:
+    """Load every file before anything expensive starts, and report what could not be read of it."""
+    from infinipot_llm.documents import Document
+
+    if files.count("-") > 1:
+        raise DocumentError("standard input (-) can be read only once: name it once.")
+    loaded = []
+    for file in files:
+        if file == "-":
+            data = sys.stdin.buffer.read()
+            loaded.append(Document.from_bytes(data, name="standard input", password=password))
+        else:
+            loaded.append(Document.from_file(Path(file), password=password))
+        for note in loaded[-1].notes:
+            click.echo(f"infinipot: note: {loaded[-1].name}: {note}", err=True)
+    return loaded
+
+
+def _config(options: dict[str, Any], **more: Any) -> Any:
+    from infinipot_llm.config import PotConfig
+
+    given = {name: options[name] for name in ("budget", "kept", "novelty_share", "policy") if options.get(name) is not None}
+    return PotConfig(**given, **more)
+
+
+def _engine(options: dict[str, Any], config: Any) -> Any:
+    """Load the model; a budget that was not asked for is lowered to the trained window."""
+    from dataclasses import asdict
+
+    from infinipot_llm.engine import InfiniPot
+
+    knobs = asdict(config)
+    budget = knobs.pop("budget")
+    knobs.pop("version")
+    given = {"budget": budget} if options.get("budget") is not None else {}
+    return InfiniPot.from_pretrained(
+        options["model"], device=options["device"], dtype=options["dtype"], **given, **knobs
+    )
+
+
+def _sources(answer: Answer, several: bool) -> list[str]:
+    from infinipot_llm.documents.clean import one_line
+
+    if answer.finish_reason == "length":
+        note = ["", "(cut at --max-new-tokens)"]
+    else:
+        note = []
+    if not answer.citations:
+        return [*note, "", "No passage of the document can be shown for this answer: check it yourself."]
+    lines = [*note, ""]
+    for c in answer.citations:
+        label = f' (printed "{one_line(c.page_label)}")' if c.page_label not in (None, str(c.page)) else ""
+        name = f"{one_line(c.document)}, " if several else ""
+        lines.append(f"  {name}page {c.page}{label}: “{one_line(c.quote)}”")
+    return lines
+
+
+def _cost(answer: Answer) -> str:
+    u, r = answer.usage, answer.usage.read
+    return (
+        f"\n{r.tokens_read} tokens read in {r.seconds:.0f} s ({r.tokens_per_second:.0f} tokens/s), {r.cycles} cycles, "
+        f"{r.slots} of {r.budget} slots held; answered in {u.answer_seconds:.1f} s; "
+        f"peak memory {u.peak_memory_bytes / 1e6:.0f} MB, of it the pot {u.pot_bytes / 1e6:.0f} MB"
+    )
+
+
+def _info(documents: list[Document], config: Any, model: str, price: float | None) -> dict[str, Any]:
+    from infinipot_llm import facts
+
+    values: dict[str, Any] = {"documents": []}
+    for d in documents:
+        values["documents"].append(
+            {
+                "name": d.name,
+                "pages": d.page_count,
+                "empty_pages": list(d.empty_pages),
+                "characters": len(d.text),
+                "sha256": d.content_hash,
+                "notes": list(d.notes),
+            }
+        )
+    hosted, counted = facts.hosted_tokens(documents)
+    values["hosted_tokens"] = hosted
+    values["hosted_tokens_counted"] = counted
+    if price is not None:
+        values["hosted_cost_per_question"] = round(hosted * price / 1e6, 6)
+    try:
+        from infinipot_llm.models.load import load_facts
+
+        model_config, tokenizer = load_facts(model)
+    except ModelError as error:
+        values["tokens"], values["tokens_counted"] = facts.estimate_tokens(documents), False
+        values["model_note"] = str(error)
+        return values
+    values["model"] = model
+    values["tokens"], values["tokens_counted"] = facts.count_tokens(tokenizer, documents), True
+    budget = min(config.budget, int(getattr(model_config, "max_position_embeddings", 0) or config.budget))
+    cost = facts.reading_cost(
+        model_config, values["tokens"], budget, config.kept, catalyst=48, reserve=48 + config.max_new_tokens
+    )
+    values["reading"] = {
+        "budget": cost.budget,
+        "cycles": cost.cycles,
+        "pot_bytes": cost.pot_bytes,
+        "full_cache_bytes": cost.full_bytes,
+        "pot_flops": cost.pot_flops,
+        "full_cache_flops": cost.full_flops,
+    }
+    return values
+
+
+def _info_lines(values: dict[str, Any]) -> list[str]:
+    from infinipot_llm.documents.clean import one_line
+
+    lines = []
+    for d in values["documents"]:
+        empty = d["empty_pages"]
+        listed = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        lines += [
+            one_line(d["name"]),
+            f"  pages        {d['pages']}",
+            f"  empty pages  {len(empty)}" + (f" ({listed}): they hold no text, perhaps scans" if empty else ""),
+            f"  characters   {d['characters']:,}",
+        ]
+    if values["tokens_counted"]:
+        lines.append(f"  tokens       {values['tokens']:,} ({values['model']})")
+    else:
+        lines.append(f"  tokens       about {values['tokens']:,} (estimated: {values['model_note']})")
+    if "reading" in values:
+        r = values["reading"]
+        lines += [
+            f"  reading      {r['cycles']} cycles through a pot of {r['budget']:,} slots",
+            f"  KV memory    pot {_si(r['pot_bytes'])}B, full cache {_si(r['full_cache_bytes'])}B",
+            f"  operations   pot {_si(r['pot_flops'])}FLOP, full cache {_si(r['full_cache_flops'])}FLOP",
+        ]
+    how = "counted with tiktoken, o200k_base" if values["hosted_tokens_counted"] else "estimated: 4 bytes a token"
+    cost = values.get("hosted_cost_per_question")
+    price = f", {cost:.4f} per question at the given price" if cost is not None else ""
+    lines.append(f"  hosted model {values['hosted_tokens']:,} tokens ({how}){price}")
+    return lines
+
+
+def _si(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} E"

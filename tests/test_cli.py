@@ -1,0 +1,243 @@
+"""The command line as a user meets it: answers, JSON, and one sentence and exit code 2 for everything that is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import byte_tokenizer, tiny_model
+from pypdf import PdfReader, PdfWriter
+from reportlab.pdfgen import canvas
+
+from infinipot_llm import cli
+
+FACT = "The mill at Arden burned down in 1874.\n"
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good and bad documents."""
+    folder = tmp_path_factory.mktemp("papers")
+    (folder / "good.txt").write_text(FACT * 20, encoding="utf-8")
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "blank.txt").write_text(" \n\n ", encoding="utf-8")
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 40)
+    (folder / "fake.pdf").write_text("this is no PDF", encoding="utf-8")
+    pdf = canvas.Canvas(str(folder / "good.pdf"))
+    for number in range(3):
+        pdf.drawString(72, 700, f"Page number {number + 1} tells of the year {1870 + number}.")
+        pdf.showPage()
+    pdf.save()
+    whole = (folder / "good.pdf").read_bytes()
+    (folder / "damaged.pdf").write_bytes(b"%PDF-1.4\n" + bytes(reversed(whole[200:700])))
+    image = canvas.Canvas(str(folder / "scan.pdf"))
+    image.rect(50, 50, 300, 300, fill=1)
+    image.showPage()
+    image.save()
+    writer = PdfWriter(clone_from=PdfReader(folder / "good.pdf"))
+    writer.encrypt("secret", algorithm="AES-256")
+    writer.write(folder / "locked.pdf")
+    return folder
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run `infinipot ARGUMENTS` in an empty folder; return exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INFINIPOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["infinipot", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        assert not list(tmp_path.iterdir()), "the command left something behind"
+        return code, out, err
+
+    return call
+
+
+def test_ask_answers_and_says_what_it_cost(run: Run, model_folder: Path, papers: Path) -> None:
+    code, out, err = run("ask", papers / "good.txt", "When?", "--model", model_folder, "--max-new-tokens", 8)
+    assert code == 0
+    assert out.strip()
+    assert "760 tokens read" not in err  # bytes: 20 x 39
+    assert "780 tokens read" in err
+    assert "0 cycles" in err
+    assert "peak memory" in err
+
+
+def test_ask_json(run: Run, model_folder: Path, papers: Path) -> None:
+    options = ("--model", model_folder, "--max-new-tokens", 8, "--json", "--budget", 400)
+    code, out, _ = run("ask", papers / "good.txt", papers / "good.pdf", "When?", *options)
+    values = json.loads(out)
+    assert code == 0
+    assert values["usage"]["read"]["cycles"] > 0
+    assert values["usage"]["read"]["slots"] <= 400
+    assert values["finish_reason"] in ("stop", "length")
+    assert {"text", "citations", "usage"} <= values.keys()
+
+
+def test_standard_input(run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stdin:
+        buffer = io.BytesIO(FACT.encode())
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    code, out, _ = run("ask", "-", "When?", "--model", model_folder, "--json", "--max-new-tokens", 4)
+    assert code == 0
+    assert json.loads(out)["usage"]["read"]["tokens_total"] == len(FACT)
+
+
+def test_info(run: Run, model_folder: Path, papers: Path) -> None:
+    code, out, _ = run("info", papers / "good.pdf", "--model", model_folder, "--price-per-million", 2, "--json")
+    values = json.loads(out)
+    assert code == 0
+    assert values["documents"][0]["pages"] == 3
+    assert values["documents"][0]["empty_pages"] == []
+    assert values["tokens_counted"] is True
+    assert values["reading"]["full_cache_bytes"] == values["tokens"] * 2 * 3 * 2 * 16 * 4
+    assert values["hosted_cost_per_question"] == pytest.approx(values["hosted_tokens"] * 2e-6)
+
+
+def test_info_without_a_model_estimates_and_says_so(run: Run, papers: Path) -> None:
+    code, out, _ = run("info", papers / "good.pdf")
+    assert code == 0
+    assert "estimated" in out
+    assert "infinipot models get qwen2.5-coder-0.5b" in out
+
+
+def test_trace_shows_reasons(run: Run, model_folder: Path, papers: Path) -> None:
+    question = ("-q", "When?", "--model", model_folder, "--slots", 24, "--json")
+    code, out, _ = run("trace", papers / "good.txt", *question)
+    cycles = json.loads(out)["cycles"]
+    assert code == 0
+    assert cycles[0]["tokens_read"] == 24
+    assert sum(row["kept_by"] for row in cycles[0]["tokens"]) == 12 * cycles[0]["heads"]
+    reasons = {reason for cycle in cycles for row in cycle["tokens"] for reason in row["why"]}
+    assert {"novelty", "catalyst", "neighbour"} <= reasons
+
+
+def test_models_list(run: Run) -> None:
+    code, out, _ = run("models", "list", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert rows["qwen2.5-coder-0.5b"]["fetched"] is False
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "says"),
+    [
+        ("none.pdf", (), "none.pdf"),
+        (".", (), "folder"),
+        ("empty.txt", (), "empty"),
+        ("blank.txt", (), "blank.txt"),
+        ("scan.pdf", (), "OCR"),
+        ("locked.pdf", (), "--password"),
+        ("locked.pdf", ("--password", "wrong"), "password"),
+        ("damaged.pdf", (), "damaged.pdf"),
+        ("fake.pdf", (), "not a PDF"),
+        ("binary.txt", (), "binary"),
+        ("good.txt", ("--budget", 4), "budget"),
+        ("good.txt", ("--budget", 70), "at least"),
+        ("good.txt", ("--budget", 9000), "4096 positions"),
+        ("good.txt", ("--kept", 1.5), "kept"),
+        ("good.txt", ("--policy", "best"), "infinipot"),
+        ("good.txt", ("--device", "gpu9"), "device"),
+        ("good.txt", ("--device", "cuda:7"), "cuda:7"),
+        ("good.txt", ("--dtype", "int3"), "dtype"),
+        ("good.txt", ("--model", "gpt-9"), "smollm2-135m"),
+        ("good.txt", ("--model", "smollm2-135m"), "infinipot models get smollm2-135m"),
+        ("good.txt", ("--model", "nobody/nothing"), "infinipot models get nobody/nothing"),
+        ("good.txt", ("--model", "."), "config.json"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(
+    run: Run, model_folder: Path, papers: Path, file: str, options: tuple[object, ...], says: str
+) -> None:
+    code, out, err = run("ask", papers / file, "When?", "--model", model_folder, "--max-new-tokens", 8, *options)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("infinipot: ")
+    assert len(err.strip().splitlines()) == 1
+    assert says in err
+
+
+@pytest.mark.parametrize("question", ["", "  \n"])
+def test_empty_question(run: Run, papers: Path, question: str) -> None:
+    code, out, err = run("ask", papers / "good.txt", question)
+    assert (code, out) == (2, "")
+    assert "question is empty" in err
+
+
+def test_wrong_usage_exits_2(run: Run, papers: Path) -> None:
+    assert run("ask", papers / "good.txt")[0] == 2
+    assert run("sing")[0] == 2
+    assert run("trace", papers / "good.txt", "-q", "x", "--slots", 8, "--budget", 64)[0] == 2
+
+
+def test_an_unsupported_architecture_is_refused(run: Run, papers: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=264)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    code, _, err = run("ask", papers / "good.txt", "When?", "--model", folder)
+    assert code == 2
+    assert "gpt2" in err
+
+
+def test_interrupt_while_reading_ends_cleanly(
+    run: Run, model_folder: Path, papers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infinipot_llm.pot.reader import Reader
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reader, "read", interrupted)
+    code, out, err = run("ask", papers / "good.txt", "When?", "--model", model_folder)
+    assert (code, out) == (130, "")
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_no_control_characters_of_a_document_reach_the_terminal(
+    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch, papers: Path
+) -> None:
+    from infinipot_llm.answering import answer as answers
+    from infinipot_llm.memory.memory import DocumentMemory
+
+    evil = "\x1b[31mred\x1b]0;title\x07 \u202eback"
+    true_ask = DocumentMemory.ask
+
+    def ask(self: DocumentMemory, question: str, **options: object) -> answers.Answer:
+        said = true_ask(self, question, **{**options, "on_text": None})  # type: ignore[arg-type]
+        options["on_text"](evil)  # type: ignore[operator]
+        cited = answers.Citation(evil, 1, evil, 0, 1, evil, 1.0)
+        return answers.Answer(evil, (cited,), "stop", said.usage)
+
+    monkeypatch.setattr(DocumentMemory, "ask", ask)
+    code, out, err = run("ask", papers / "good.txt", "When?", "--model", model_folder, "--max-new-tokens", 4)
+    assert code == 0
+    assert "red" in out
+    assert not {"\x1b", "\x07", "\u202e"} & set(out + err)
