@@ -52,7 +52,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
-        click.option("--model", default=MODEL, show_default=True, help="A name of `models list`, a folder, or a hub id."),
+        click.option(
+            "--model", default=MODEL, show_default=True, help="A name of `models list`, a folder, or a hub id."
+        ),
     ):
         command = option(command)
     return command
@@ -63,7 +65,9 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--password", help="Password of an encrypted PDF."),
         click.option("--policy", default="infinipot", show_default=True, help="Scoring rule: infinipot or streaming."),
-        click.option("--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"),
+        click.option(
+            "--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"
+        ),
         click.option("--kept", type=float, help="Share of the slots that a distillation keeps.  [default: 0.5]"),
         click.option("--budget", type=int, help="Slots of the cache, in tokens, everything counted.  [default: 4096]"),
     ):
@@ -125,7 +129,9 @@ def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) ->
 @click.argument("files", nargs=-1, required=True)
 @model_options
 @pot_options
-@click.option("--price-per-million", type=float, help="Price of a hosted model per million input tokens, to show a cost.")
+@click.option(
+    "--price-per-million", type=float, help="Price of a hosted model per million input tokens, to show a cost."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def info(files: tuple[str, ...], as_json: bool, price_per_million: float | None, **options: Any) -> None:
     """Say what FILES hold and what reading them would cost, without reading them."""
@@ -204,7 +210,9 @@ def models_list(as_json: bool) -> None:
         return
     for row in rows:
         state = "fetched" if row["fetched"] else f"not fetched ({row['download_mb']} MB to download)"
-        click.echo(f"{row['name']:<20} {state}; {row['disk_mb']} MB on disk; window {row['window_tokens']}; {row['licence']}")
+        click.echo(
+            f"{row['name']:<20} {state}; {row['disk_mb']} MB on disk; window {row['window_tokens']}; {row['licence']}"
+        )
         click.echo(f"{'':<20} {row['note']}")
     click.echo("any folder or hub id of a Llama, Qwen2 or Qwen3 model works too, as --model")
 
@@ -249,7 +257,9 @@ def _documents(files: tuple[str, ...], password: str | None) -> list[Document]:
 def _config(options: dict[str, Any], **more: Any) -> Any:
     from infinipot_llm.config import PotConfig
 
-    given = {name: options[name] for name in ("budget", "kept", "novelty_share", "policy") if options.get(name) is not None}
+    given = {
+        name: options[name] for name in ("budget", "kept", "novelty_share", "policy") if options.get(name) is not None
+    }
     return PotConfig(**given, **more)
 
 

@@ -60,7 +60,14 @@ class PotConfig:
         Raises:
             BudgetError: A field is outside its range; the sentence names field, value and range.
         """
-        at_least = {"budget": 8, "chunk": 1, "max_new_tokens": 1, "question_tokens": 1, "neighbours": 0, "sink_tokens": 0}
+        at_least = {
+            "budget": 8,
+            "chunk": 1,
+            "max_new_tokens": 1,
+            "question_tokens": 1,
+            "neighbours": 0,
+            "sink_tokens": 0,
+        }
         for name, least in at_least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

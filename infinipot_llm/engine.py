@@ -71,7 +71,8 @@ class InfiniPot:
         if config is not None and (budget is not None or knobs):
             raise BudgetError("give either a whole config, or budget and knobs, not both.")
         # Wrong settings are refused before gigabytes are loaded.
-        asked = config or PotConfig(**({} if budget is None else {"budget": budget}), **knobs)
+        settings: dict[str, Any] = knobs if budget is None else {**knobs, "budget": budget}
+        asked = config or PotConfig(**settings)
         adapter, codec = load_model(model, device=device, dtype=dtype, download=download)
         if config is None and budget is None:
             asked = replace(asked, budget=min(asked.budget, adapter.window))
@@ -156,5 +157,7 @@ class InfiniPot:
     def __enter__(self) -> InfiniPot:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -195,7 +195,9 @@ def test_wrong_usage_exits_2(run: Run, papers: Path) -> None:
     assert run("trace", papers / "good.txt", "-q", "x", "--slots", 8, "--budget", 64)[0] == 2
 
 
-def test_an_unsupported_architecture_is_refused(run: Run, papers: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_unsupported_architecture_is_refused(
+    run: Run, papers: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("gpt2")

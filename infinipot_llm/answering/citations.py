@@ -1,8 +1,9 @@
 """Citations: the passages that an answer rests on, found by taking them away.
 
-Two steps. Attention names candidates: where the answer's tokens look in the pot. Then each candidate passage is hidden from
-every layer and head, question and answer are run again, and the fall of the answer's log-probability says how far the answer
-rests on it. Averaged attention alone is an unreliable witness; a passage whose absence changes nothing is not cited.
+Two steps. Attention names candidates: where the answer's tokens look in the pot. Then each candidate passage is
+hidden from every layer and head, question and answer are run again, and the fall of the answer's log-probability says
+how far the answer rests on it. Averaged attention alone is an unreliable witness; a passage whose absence changes
+nothing is not cited.
 Shapes: `L` layers, `K` KV heads, `S` slots, `N` document tokens, `A` answer tokens.
 """
 
@@ -34,7 +35,9 @@ LEAST_DROP = 0.5
 SHARE_OF_FIRST = 0.4
 """A further passage is cited when its drop is at least this share of the first one's."""
 
-_REFUSAL = re.compile(r"\b(not|n't|no|does not|doesn't)\b[^.]{0,40}\b(in|mention\w*|state\w*|sa(y|id)|provide\w*|document)\b", re.I)
+_REFUSAL = re.compile(
+    r"\b(not|n't|no|does not|doesn't)\b[^.]{0,40}\b(in|mention\w*|state\w*|sa(y|id)|provide\w*|document)\b", re.I
+)
 _WORD = re.compile(r"\w+(?:[.,]\d+)*")
 
 

@@ -84,13 +84,16 @@ class PromptForm:
         tokenizer = codec.tokenizer
         turn = f"{BEFORE_DOCUMENT}{_DOCUMENT}{BEFORE_QUESTION}{_QUESTION}"
         if getattr(tokenizer, "chat_template", None):
-            whole, bos = _render(tokenizer, system, turn), ()
+            whole = _render(tokenizer, system, turn)
+            bos: tuple[int, ...] = ()  # the template writes it, where there is one
         else:
             whole = f"{system}\n\n{turn}\nAnswer:"
             bos = tuple(_leading_ids(tokenizer))
         pieces = whole.replace(_QUESTION, _DOCUMENT).split(_DOCUMENT)
         if len(pieces) != 3:
-            raise ModelError("this model's chat template does not keep the user's text as it is: it cannot be used here.")
+            raise ModelError(
+                "this model's chat template does not keep the user's text as it is: it cannot be used here."
+            )
         first, middle, last = (tuple(codec.trusted(piece)) for piece in pieces)
         return cls(codec, bos + first, middle, last, chat=bool(getattr(tokenizer, "chat_template", None)))
 

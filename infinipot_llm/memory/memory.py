@@ -1,7 +1,8 @@
 """DocumentMemory: a document that was read once; a value that no question changes.
 
-This first form holds the pot's state in memory, and later questions are answered from the pot as it is. What a pot that was
-read without their question has dropped, they cannot find: the README says so, and `read(question=...)` is the remedy.
+This first form holds the pot's state in memory, and later questions are answered from the pot as it is. What a pot
+that was read without their question has dropped, they cannot find: the README says so, and `read(question=...)` is
+the remedy.
 """
 
 from __future__ import annotations

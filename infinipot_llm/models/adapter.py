@@ -6,8 +6,8 @@ The seam, per model and removable (nothing is patched, no modeling code is copie
    un-rotated, and hands the cache on to the attention function;
 2. the registered attention function (attention.py) rotates queries, the cache (slots.py) rotates keys, each by slot.
 
-`self_check` compares the seam with the plain model at load, so that a family whose attention does something the seam does
-not know (capped logits, normalisation after rotation, ...) is refused and never answers wrongly.
+`self_check` compares the seam with the plain model at load, so that a family whose attention does something the seam
+does not know (capped logits, normalisation after rotation, ...) is refused and never answers wrongly.
 Shapes: `C` new tokens, `V` vocabulary, `E` hidden size, `S` slots.
 """
 
@@ -17,6 +17,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -183,21 +184,21 @@ class Adapter:
             self.open()
             cache = self.new_cache(tokens)
             bounds = [0, tokens // 2, tokens // 2 + 1, tokens]
-            parts = [self.forward(ids[a:b], cache) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+            parts = [self.forward(ids[a:b], cache) for a, b in pairwise(bounds) if b > a]
             ours = self.logits(torch.cat(parts))
         difference = float((ours - plain).abs().max() / plain.abs().max())
         if not difference <= TOLERANCE.get(self.dtype, 1e-1):
             self.close()
             raise ModelError(
-                f"the architecture {self.family!r} is not supported: read through slots, its logits differ from the plain "
-                f"model's by {difference:.1e} of the largest; choose a Llama, Qwen2 or Qwen3 model."
+                f"the architecture {self.family!r} is not supported: read through slots, its logits differ from the "
+                f"plain model's by {difference:.1e} of the largest; choose a Llama, Qwen2 or Qwen3 model."
             )
         return difference
 
     def _window_of(self, module: Any) -> int | None:
         """Return how many tokens back a layer sees, None for all. Some families note it on the layer, some do not."""
         if hasattr(module, "sliding_window"):
-            return module.sliding_window  # type: ignore[no-any-return]
+            return module.sliding_window
         kinds = getattr(self.config, "layer_types", None)
         if kinds is not None and kinds[module.layer_idx] != "sliding_attention":
             return None
@@ -205,7 +206,7 @@ class Adapter:
 
     def _table(self, slots: int, kind: str | None) -> tuple[Tensor, Tensor]:
         """Ask the model's own rotary embedding for cos and sin, [1, slots, R] in float32."""
-        rotary = self.backbone.rotary_emb
+        rotary: Any = self.backbone.rotary_emb
         positions = torch.arange(slots, device=self.device)[None]
         probe = torch.zeros(1, device=self.device, dtype=torch.float32)  # its dtype is that of the tables
         takes_kind = "layer_type" in inspect.signature(rotary.forward).parameters
@@ -237,7 +238,9 @@ def _apply_function(module: nn.Module) -> Apply:
     """Return the `apply_rotary_pos_emb` that this attention class itself uses."""
     apply: Apply | None = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     if apply is None:
-        raise ModelError(f"{type(module).__name__} has no rotary function of its own: this architecture is not supported.")
+        raise ModelError(
+            f"{type(module).__name__} has no rotary function of its own: this architecture is not supported."
+        )
     return apply
 
 

@@ -1,7 +1,7 @@
 """Causal attention over slots: the one function that transformers calls for a model that reads through a pot.
 
-It rotates the queries to their slots, lets an observer look at (rotated) queries and keys, and attends. It builds its own
-mask, because the library would make one mask for all layers and, given none, would use only the first keys.
+It rotates the queries to their slots, lets an observer look at (rotated) queries and keys, and attends. It builds its
+own mask, because the library would make one mask for all layers and, given none, would use only the first keys.
 Shapes: `B` batch (1), `H` query heads, `K` KV heads, `G` = H / K, `C` new tokens, `S` slots held (new ones included).
 """
 
@@ -83,7 +83,7 @@ def slot_attention(
 
 def _attend_but_hidden(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scaling: float) -> Tensor:
     """Attend as above, but to no slot that `hidden` [K, slots held before] marks; returns [B, C, H, Dv]."""
-    B, H, C, _ = query.shape
+    _, H, C, _ = query.shape
     K, S = key.shape[1], key.shape[2]
     bias = causal_bias(C, S, dtype=query.dtype, device=query.device).repeat(K, 1, 1)  # [K, C, S]
     bias[:, :, : hidden.shape[1]].masked_fill_(hidden[:, None], float("-inf"))

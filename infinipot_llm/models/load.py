@@ -1,7 +1,7 @@
 """A name, a folder or a hub id to a model that reads through slots, on a sensible device in a sensible dtype.
 
-No network unless asked; safetensors only (the catalogue's GGUF files were converted when they were fetched); no code that
-comes with a model is ever run.
+No network unless asked; safetensors only (the catalogue's GGUF files were converted when they were fetched); no code
+that comes with a model is ever run.
 """
 
 from __future__ import annotations
@@ -152,8 +152,12 @@ def _from_hub(name: str, download: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=not download))
     except LocalEntryNotFoundError as error:
         if download:
-            raise ModelError(f"{name!r} cannot be fetched: the model hub is out of reach, or switched off here.") from error
-        raise ModelError(f"the model {name!r} is not on this machine yet: run `infinipot models get {name}`.") from error
+            raise ModelError(
+                f"{name!r} cannot be fetched: the model hub is out of reach, or switched off here."
+            ) from error
+        raise ModelError(
+            f"the model {name!r} is not on this machine yet: run `infinipot models get {name}`."
+        ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"there is no model {name!r} on the hub, or it needs a login.") from error
     except (HfHubHTTPError, OSError, ValueError) as error:

@@ -1,7 +1,8 @@
 """Key and value slots of fixed number, shown to transformers as a cache.
 
-Each layer owns three buffers, allocated once: un-rotated keys (the master copy), the same keys rotated to their slots (the
-working copy that attention reads), and values. Appending and dropping move a length; nothing grows by concatenation.
+Each layer owns three buffers, allocated once: un-rotated keys (the master copy), the same keys rotated to their slots
+(the working copy that attention reads), and values. Appending and dropping move a length; nothing grows by
+concatenation.
 Shapes: `B` batch (1), `K` KV heads, `S` slots held, `C` new tokens, `D` head dim.
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,9 @@ class TextCodec:
             ModelError: The tokenizer cannot report character offsets, or loses text on the way there and back.
         """
         if not getattr(tokenizer, "is_fast", False):
-            raise ModelError("this model's tokenizer has no fast version, which character offsets need: choose another model.")
+            raise ModelError(
+                "this model's tokenizer has no fast version, which character offsets need: choose another model."
+            )
         self.tokenizer = tokenizer
         added = tokenizer.get_added_vocab()
         self._added_ids = np.asarray(sorted(added.values()), dtype=np.int64)
@@ -117,7 +120,7 @@ class TextCodec:
     def _blocks(self, text: str) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Yield (ids [n], offsets [n, 2]) of consecutive blocks of untrusted text."""
         cuts = self._cuts(text)
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             encoded = self.tokenizer(
                 text[start:end], add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
             )
@@ -129,8 +132,9 @@ class TextCodec:
     def _cuts(self, text: str) -> list[int]:
         """Return block borders: after a line break where possible, and inside every literal of an added token.
 
-        Tokenizers split text at line breaks before anything else, so a cut there changes no token. A cut inside a literal
-        such as "<tool_call>", which some tokenizers recognise even when told to split special tokens, keeps it plain.
+        Tokenizers split text at line breaks before anything else, so a cut there changes no token. A cut inside a
+        literal such as "<tool_call>", which some tokenizers recognise even when told to split special tokens, keeps
+        it plain.
         """
         inside = [m.start() + 1 for m in self._added_pattern.finditer(text)] if self._added_pattern else []
         borders = [0]
@@ -143,9 +147,17 @@ class TextCodec:
 
     def _check_round_trip(self) -> None:
         """Refuse a tokenizer that loses text, as a byte-level one does when its decoder got lost in a conversion."""
-        for sample in ("Pump 68211 cost 3.14 crowns,\n and so on.", "élan naïve", "東京は日本の首都", "한국어 문서", "نص عربي"):
+        for sample in (
+            "Pump 68211 cost 3.14 crowns,\n and so on.",
+            "élan naïve",
+            "東京は日本の首都",
+            "한국어 문서",
+            "نص عربي",
+        ):
             back = self.tokenizer.decode(self.untrusted(sample), clean_up_tokenization_spaces=False)
-            if "".join(back.split()) != "".join(sample.split()) and self.tokenizer.unk_token_id not in self.untrusted(sample):
+            if "".join(back.split()) != "".join(sample.split()) and self.tokenizer.unk_token_id not in self.untrusted(
+                sample
+            ):
                 raise ModelError(
                     f"this model's tokenizer does not give back the text it is given ({sample!r} became {back!r}): "
                     "fetch the model again, or update transformers."

@@ -1,8 +1,8 @@
 """Catalyst Prompt (CaP): how much the prompt at the end of the pot attends to each slot.
 
-Paper, section 3.1: the attention that all later tokens will pay to a token is approximated by the attention that a prompt
-p_1 .. p_P placed at the end of the pot pays to it: u_t = sum over i of Attn(p_i -> x_t). The prompt is the user's question
-when it is known, and otherwise a set of generic questions.
+Paper, section 3.1: the attention that all later tokens will pay to a token is approximated by the attention that a
+prompt p_1 .. p_P placed at the end of the pot pays to it: u_t = sum over i of Attn(p_i -> x_t). The prompt is the
+user's question when it is known, and otherwise a set of generic questions.
 Shapes: `L` layers, `K` KV heads, `G` query heads per KV head, `P` catalyst tokens, `S` slots, `D` head dim.
 """
 
@@ -58,9 +58,7 @@ def importance(
     for ids in catalysts:
         found: list[Tensor | None] = [None] * adapter.layers
 
-        def observe(
-            layer: int, query: Tensor, key: Tensor, scaling: float, found: list[Tensor | None] = found
-        ) -> None:
+        def observe(layer: int, query: Tensor, key: Tensor, scaling: float, found: list[Tensor | None] = found) -> None:
             found[layer] = attention_received(query, key[:, :, : pot.length], scaling, reduce)
 
         with pot.scratch():

@@ -1,7 +1,7 @@
 """Novelty under Compression (NuC): how much a token surprised the model when it was read.
 
-Paper, section 3.2, equation 4: n_t = -log P(x_t | what the pot holds of the text before). Computed once, when the token is
-read; survivors carry their value along, since they cannot be read again.
+Paper, section 3.2, equation 4: n_t = -log P(x_t | what the pot holds of the text before). Computed once, when the
+token is read; survivors carry their value along, since they cannot be read again.
 Shapes: `C` tokens, `E` hidden size, `V` vocabulary.
 """
 

@@ -1,8 +1,8 @@
 """The reader: a text of any length through a pot of fixed size.
 
-Paper, section 3 (CCD): fill the pot, distil, read on into the freed slots, distil old and new together, and so on. Where the
-paper is silent: the part of the text behind the last distillation stays raw, and the last distillation keeps just so much
-that the pot ends full; novelty is computed only for tokens that a distillation will look at.
+Paper, section 3 (CCD): fill the pot, distil, read on into the freed slots, distil old and new together, and so on.
+Where the paper is silent: the part of the text behind the last distillation stays raw, and the last distillation
+keeps just so much that the pot ends full; novelty is computed only for tokens that a distillation will look at.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ class Reader:
                 told = surprise(adapter, before, ids[len(ids) - len(before) :])
                 pot.record_novelty(told if carry is not None else torch.cat([told.new_zeros(1), told]))
             carry = hidden[-1:]
-            stats = replace(
-                stats, tokens_read=window.stop, slots=pot.length, seconds=time.perf_counter() - started
-            )
+            stats = replace(stats, tokens_read=window.stop, slots=pot.length, seconds=time.perf_counter() - started)
             if progress is not None:
                 progress(stats)
         pot.pinned = min(pinned, pot.length)

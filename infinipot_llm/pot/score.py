@@ -59,8 +59,15 @@ class Scores:
 class Policy(Protocol):
     """A scoring rule. Selection, gathering and re-indexing are shared by all of them (distill.py)."""
 
-    wants_importance: bool
-    wants_novelty: bool
+    @property
+    def wants_importance(self) -> bool:
+        """Whether the catalyst is to be forwarded."""
+        ...
+
+    @property
+    def wants_novelty(self) -> bool:
+        """Whether surprise is to be computed while reading."""
+        ...
 
     @classmethod
     def from_config(cls, config: PotConfig) -> Self:

@@ -180,7 +180,9 @@ def test_keys_are_kept_unrotated_and_rotated_to_their_slots_bit_for_bit(adapter:
     for cycle in range(4):
         for layer in cache.layers:
             held = layer.length
-            slots = torch.stack([torch.randperm(held, generator=generator)[: held - 11].sort().values for _ in range(2)])
+            slots = torch.stack(
+                [torch.randperm(held, generator=generator)[: held - 11].sort().values for _ in range(2)]
+            )
             expected = layer.raw_keys[:, :, :held].gather(2, slots[None, ..., None].expand(-1, -1, -1, 16))
             layer.keep(slots[None])
             assert torch.equal(layer.raw_keys[:, :, : layer.length], expected), cycle

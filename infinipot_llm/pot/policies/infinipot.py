@@ -1,7 +1,8 @@
 """InfiniPot: novelty first, the rest by the catalyst, both lifted to neighbours so that spans stay whole.
 
-Kim, Shim, Choi, Chang, "InfiniPot: Infinite Context Processing on Memory-Constrained LLMs", EMNLP 2024, arXiv 2410.01518,
-section 3. The lift to neighbours is ours: a number is several tokens, and a number without its middle is a wrong number.
+Kim, Shim, Choi, Chang, "InfiniPot: Infinite Context Processing on Memory-Constrained LLMs", EMNLP 2024, arXiv
+2410.01518, section 3. The lift to neighbours is ours: a number is several tokens, and a number without its middle is
+a wrong number.
 Shapes: `L` layers, `K` KV heads, `S` slots held.
 """
 
@@ -43,7 +44,9 @@ class InfiniPotPolicy:
         """
         if evidence.importance is None:
             raise ValueError("the infinipot policy needs the catalyst's attention")
-        wanted, wanted_by_neighbour = spread(evidence.importance, evidence.origin, self.neighbours, self.neighbour_weight)
+        wanted, wanted_by_neighbour = spread(
+            evidence.importance, evidence.origin, self.neighbours, self.neighbour_weight
+        )
         reasons = torch.where(wanted_by_neighbour, Reason.NEIGHBOUR, Reason.CATALYST).to(torch.int8)
         values = wanted / wanted.amax(dim=-1, keepdim=True).clamp_min(1e-30)  # [L, K, S], in 0 .. 1
         T = round(self.novelty_share * (evidence.keep - evidence.pinned))

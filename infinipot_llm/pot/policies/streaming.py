@@ -1,7 +1,7 @@
 """StreamingLLM inside the distillation loop: the sinks and the most recent tokens stay, the middle goes.
 
-Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, arXiv 2309.17453. Here it is a baseline:
-it shows what a bounded cache loses that does not look at what it drops.
+Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, arXiv 2309.17453. Here it is a
+baseline: it shows what a bounded cache loses that does not look at what it drops.
 """
 
 from __future__ import annotations
