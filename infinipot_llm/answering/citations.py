@@ -35,8 +35,15 @@ LEAST_DROP = 0.5
 SHARE_OF_FIRST = 0.4
 """A further passage is cited when its drop is at least this share of the first one's."""
 
+_SOURCE = r"(?:the|this) (?:given |provided )?(?:document|text|report|context|passage)"
 _REFUSAL = re.compile(
-    r"\b(not|n't|no|does not|doesn't)\b[^.]{0,40}\b(in|mention\w*|state\w*|sa(y|id)|provide\w*|document)\b", re.I
+    rf"\bnot (?:\w+ ){{0,2}}(?:in|by) {_SOURCE}\b"
+    rf"|\b{_SOURCE} (?:does not|doesn['’]t|do not|don['’]t)\b"
+    r"|\b(?:does not|doesn['’]t) (?:say|mention|state|specify|provide|tell|contain)\b"
+    r"|\bno (?:information|mention)\b"
+    r"|\bI (?:do not|don['’]t|cannot|can['’]t) (?:know|find|answer)\b"
+    r"|문서에 (?:없|나와 있지 않)|記載(?:されて|がありません|はありません)|文[档中书]*(?:没有|未)提[到及]|غير مذكور|لا (?:يذكر|تذكر)",
+    re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+(?:[.,]\d+)*")
 
@@ -87,7 +94,7 @@ def cite(
 
 def says_nothing_found(answer_text: str) -> bool:
     """Tell whether an answer says that the document does not tell."""
-    return bool(_REFUSAL.search(answer_text)) and len(answer_text) < 160
+    return bool(_REFUSAL.search(answer_text))
 
 
 def _attention_by_token(

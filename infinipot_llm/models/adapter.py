@@ -94,12 +94,7 @@ class Adapter:
             return
         AttentionInterface.register(attention.NAME, attention.slot_attention)
         AttentionMaskInterface.register(attention.NAME, _no_mask)
-        identity = self._identity()
-
-        def hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, {**kwargs, "position_embeddings": identity, "pot": kwargs.get("past_key_values")}
-
-        self._hooks = [a.register_forward_pre_hook(hand_over, with_kwargs=True) for a in self.attentions]
+        self._hooks = [a.register_forward_pre_hook(_hand_over, with_kwargs=True) for a in self.attentions]
         self.model.set_attn_implementation(attention.NAME)
 
     def close(self) -> None:
@@ -135,8 +130,9 @@ class Adapter:
         """Build the rotary tables of every layer for the positions 0 .. slots - 1, in float32."""
         tables: dict[Any, tuple[Tensor, Tensor]] = {}
         found = []
+        kinds = getattr(self.config, "layer_types", None)
         for module in self.attentions:
-            kind = getattr(module, "layer_type", None)
+            kind = kinds[module.layer_idx] if kinds else None
             if kind not in tables:
                 tables[kind] = self._table(slots, kind)
             rotates = bool(getattr(module, "use_rope", True))  # SmolLM3 leaves every fourth layer without positions
@@ -182,10 +178,16 @@ class Adapter:
             self.close()
             plain = self.model(input_ids=ids[None].to(self.device), use_cache=False).logits[0].to(torch.float32)
             self.open()
-            cache = self.new_cache(tokens)
             bounds = [0, tokens // 2, tokens // 2 + 1, tokens]
-            parts = [self.forward(ids[a:b], cache) for a, b in pairwise(bounds) if b > a]
-            ours = self.logits(torch.cat(parts))
+            try:
+                cache = self.new_cache(tokens)
+                ours = self.logits(torch.cat([self.forward(ids[a:b], cache) for a, b in pairwise(bounds) if b > a]))
+            except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:  # a shape or call of its own
+                self.close()
+                raise ModelError(
+                    f"the architecture {self.family!r} is not supported: its attention cannot be read through slots "
+                    f"({type(error).__name__}); choose a Llama, Qwen2 or Qwen3 model."
+                ) from error
         difference = float((ours - plain).abs().max() / plain.abs().max())
         if not difference <= TOLERANCE.get(self.dtype, 1e-1):
             self.close()
@@ -213,11 +215,12 @@ class Adapter:
         cos, sin = rotary(probe, positions, kind) if takes_kind else rotary(probe, positions)
         return cos.to(torch.float32), sin.to(torch.float32)
 
-    def _identity(self) -> tuple[Tensor, Tensor]:
-        """Tables that rotate by nothing: x * 1 + rotate(x) * 0 is x, bit for bit. [1, 1, R]."""
-        cos, _ = self._table(1, getattr(self.attentions[0], "layer_type", None))
-        one = torch.ones_like(cos).to(self.dtype)
-        return one, torch.zeros_like(one)
+
+def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Before an attention module runs: rotate by nothing (x * 1 + rotate(x) * 0 is x, bit for bit), pass the cache on."""
+    cos, sin = kwargs["position_embeddings"]
+    identity = (torch.ones_like(cos), torch.zeros_like(sin))
+    return args, {**kwargs, "position_embeddings": identity, "pot": kwargs.get("past_key_values")}
 
 
 def _find_attention(model: PreTrainedModel, family: str) -> tuple[nn.Module, Sequence[Any]]:

@@ -44,6 +44,8 @@ class Rotation:
             return states
         end = start + states.shape[2]
         cos, sin = self.cos[:, start:end], self.sin[:, start:end]  # [1, C, R]
-        # The library's functions rotate a query and a key together; one lone row stands in for the other of the two.
-        rotated, _ = self.apply(states.to(torch.float32), states.new_zeros((1, 1, 1, states.shape[3])), cos, sin)
-        return rotated.to(states.dtype)  # [B, heads, C, D]
+        R = cos.shape[2]
+        turned = states[..., :R].to(torch.float32)  # where R < D, the dims behind R carry no position
+        # The library's functions rotate a query and a key together; one lone head stands in for the other of the two.
+        rotated = self.apply(turned, turned[:, :1], cos, sin)[0].to(states.dtype)
+        return rotated if states.shape[3] == R else torch.cat([rotated, states[..., R:]], dim=3)  # [B, heads, C, D]

@@ -94,12 +94,21 @@ class TextCodec:
         return [int(i) for ids, _ in self._blocks(text) for i in ids]
 
     def document(self, documents: Sequence[Document]) -> TokenizedText:
-        """Tokenise whole documents, keeping the characters of every token."""
+        """Tokenise whole documents, keeping the characters of every token.
+
+        Several documents are told apart by a line with the name of each; its tokens stand for no characters.
+        """
         ids: list[NDArray[np.int32]] = []
         offsets: list[NDArray[np.int32]] = []
         first = [0]
-        for document in documents:
+        for number, document in enumerate(documents):
             count = 0
+            if len(documents) > 1:
+                gap = "\n\n" if number else ""
+                header = self.untrusted(f"{gap}{document.name}:\n")
+                ids.append(np.asarray(header, dtype=np.int32))
+                offsets.append(np.zeros((len(header), 2), dtype=np.int32))
+                count = len(header)
             for block, where in self._blocks(document.text):
                 ids.append(block)
                 offsets.append(where)
