@@ -289,10 +289,19 @@ def _sources(answer: Answer, several: bool) -> list[str]:
         return [*note, "", "No passage of the document can be shown for this answer: check it yourself."]
     lines = [*note, ""]
     for c in answer.citations:
-        label = f' (printed "{one_line(c.page_label)}")' if c.page_label not in (None, str(c.page)) else ""
-        name = f"{one_line(c.document)}, " if several else ""
-        lines.append(f"  {name}page {c.page}{label}: “{one_line(c.quote)}”")
+        where = [f"page {c.page}"] if c.speaker is None and c.time is None else []
+        if c.page_label not in (None, str(c.page)):
+            where[-1:] = [f'page {c.page} (printed "{one_line(c.page_label or "")}")']
+        where += [one_line(c.speaker)] if c.speaker is not None else []
+        where += [_clock(c.time)] if c.time is not None else []
+        where[:0] = [one_line(c.document)] if several else []
+        lines.append(f"  {', '.join(where)}: “{one_line(c.quote)}”")
     return lines
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _cost(answer: Answer) -> str:

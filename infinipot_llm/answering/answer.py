@@ -23,6 +23,8 @@ class Citation:
         end: One past the last.
         quote: The text there.
         score: Share of the answer's support that falls on this passage, 0 to 1.
+        speaker: Who says it, in a transcript that tells.
+        time: When the turn begins, in seconds from the start of the recording, where the transcript tells.
     """
 
     document: str
@@ -32,6 +34,8 @@ class Citation:
     end: int
     quote: str
     score: float
+    speaker: str | None = None
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

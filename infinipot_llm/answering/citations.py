@@ -158,4 +158,14 @@ def _citation(text: TokenizedText, start: int, end: int, score: float) -> Citati
     lead = len(quote) - len(quote.lstrip())
     tail = len(quote.rstrip())
     span = document.span(span.start + lead, span.start + tail) if tail > lead else span
-    return Citation(span.document, span.page, span.page_label, span.start, span.end, span.text, round(score, 4))
+    return Citation(
+        span.document,
+        span.page,
+        span.page_label,
+        span.start,
+        span.end,
+        span.text,
+        round(score, 4),
+        span.speaker,
+        span.time,
+    )

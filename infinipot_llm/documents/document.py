@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,23 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What one speaker says at a stretch, in the transcript of a recording.
+
+    Attributes:
+        start: Offset in the document's text, in characters, of the turn's first character, its label included.
+        end: Offset one past the turn's last character.
+        speaker: Name of the speaker as the transcript has it, or None where it does not say.
+        time: Seconds from the start of the recording at which the turn begins, or None where it does not say.
+    """
+
+    start: int
+    end: int
+    speaker: str | None
+    time: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """A passage of a document.
 
@@ -40,6 +58,9 @@ class Span:
         page: Number, from 1, of the page on which the passage's visible text starts.
         page_label: The number printed on that page, where the PDF defines one.
         text: The characters themselves.
+        speaker: Who says it, where the document is a transcript: the speaker of the turn in which the passage's visible
+            text starts.
+        time: Seconds from the start of the recording at which that turn begins.
     """
 
     document: str
@@ -48,6 +69,8 @@ class Span:
     page: int
     page_label: str | None
     text: str
+    speaker: str | None = None
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +78,7 @@ class Document:
     """A text with page borders.
 
     The loaders (`from_file`, `from_bytes`, `from_text`) normalise the text first and refuse a document without
-    readable text; the constructor takes the text as it is and checks only that the pages describe it.
+    readable text; the constructor takes the text as it is and checks only that the pages and turns describe it.
 
     Attributes:
         name: What the document is called in answers and messages.
@@ -63,11 +86,13 @@ class Document:
         pages: The pages in order, numbered from 1; the text between two pages is white space.
         source: The path the document was read from, or None.
         notes: Sentences on what could not be read as it should (a lost page, a guessed encoding).
-        content_hash: SHA-256, in hex, over the text, the page borders and the page labels; the same text under another
-            name or path has the same hash.
+        turns: Who speaks when, in order, if the document is a transcript; text between two turns belongs to nobody.
+        content_hash: SHA-256, in hex, over the text, the page borders and labels and the turns, which are all that a
+            citation is made of; the same text under another name or path has the same hash.
 
     Raises:
-        ValueError: If the pages are out of order, overlap, leave out text or lie outside of it.
+        ValueError: If the pages are out of order, overlap, leave out text or lie outside of it, or if the turns are
+            out of order, overlap, are empty, lie outside of the text or begin before the recording.
     """
 
     name: str
@@ -75,17 +100,20 @@ class Document:
     pages: tuple[Page, ...] = field(repr=False)
     source: str | None = None
     notes: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = field(default=(), repr=False)
     content_hash: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pages", tuple(self.pages))
         object.__setattr__(self, "notes", tuple(self.notes))
+        object.__setattr__(self, "turns", tuple(self.turns))
         _check_pages(self.text, self.pages)
-        object.__setattr__(self, "content_hash", _content_hash(self.text, self.pages))
+        _check_turns(self.text, self.turns)
+        object.__setattr__(self, "content_hash", _content_hash(self.text, self.pages, self.turns))
 
     @classmethod
     def from_file(cls, path: str | Path, *, password: str | None = None, name: str | None = None) -> Document:
-        """Read a PDF or a text file.
+        """Read a PDF, captions (WebVTT, SubRip) or a text file.
 
         Args:
             path: The file; what it is is decided by its content, not by its suffix alone.
@@ -101,7 +129,7 @@ class Document:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, name: str, password: str | None = None) -> Document:
-        """Read a document that is already in memory: a PDF if it starts with %PDF, else text.
+        """Read a document that is already in memory: a PDF if it starts with %PDF, captions or else text.
 
         Args:
             data: The content of a file.
@@ -155,6 +183,20 @@ class Document:
             raise ValueError(f"offset {offset} is outside of the text of {len(self.text)} characters")
         return self.pages[bisect_right(self.pages, offset, key=lambda page: page.start) - 1]
 
+    def turn_at(self, offset: int) -> Turn | None:
+        """Give the turn that holds the character at an offset, or None: before, between and after turns nobody speaks.
+
+        Args:
+            offset: Offset in characters, from 0 to the length of the text inclusive.
+
+        Raises:
+            ValueError: If the offset lies outside of the text.
+        """
+        if not 0 <= offset <= len(self.text):
+            raise ValueError(f"offset {offset} is outside of the text of {len(self.text)} characters")
+        index = bisect_right(self.turns, offset, key=lambda turn: turn.start) - 1
+        return self.turns[index] if index >= 0 and offset < self.turns[index].end else None
+
     def span(self, start: int, end: int) -> Span:
         """Cut out a passage.
 
@@ -171,7 +213,9 @@ class Document:
         # A passage may begin with the break between two pages; a reader looks for it where its first word is.
         leading_blank = len(text) - len(text.lstrip()) if text.strip() else 0
         page = self.page_at(start + leading_blank)
-        return Span(self.name, start, end, page.number, page.label, text)
+        turn = self.turn_at(start + leading_blank)
+        speaker, time = (turn.speaker, turn.time) if turn else (None, None)
+        return Span(self.name, start, end, page.number, page.label, text, speaker, time)
 
 
 def _check_pages(text: str, pages: tuple[Page, ...]) -> None:
@@ -191,8 +235,27 @@ def _check_pages(text: str, pages: tuple[Page, ...]) -> None:
         raise ValueError(f"the text from offset {reached} on belongs to no page")
 
 
-def _content_hash(text: str, pages: tuple[Page, ...]) -> str:
-    """Hash the text and the page table; the text's length keeps the two apart."""
+def _check_turns(text: str, turns: tuple[Turn, ...]) -> None:
+    """Raise ValueError unless the turns are in order, hold text each, and begin at a time."""
+    reached = 0
+    for number, turn in enumerate(turns, start=1):
+        if not reached <= turn.start < turn.end <= len(text):
+            raise ValueError(
+                f"turn {number} covers [{turn.start}, {turn.end}), which is empty, overlaps or leaves the text"
+            )
+        if turn.time is not None and not (math.isfinite(turn.time) and turn.time >= 0):
+            raise ValueError(f"turn {number} begins at {turn.time} seconds, which is no time in a recording")
+        reached = turn.end
+
+
+def _content_hash(text: str, pages: tuple[Page, ...], turns: tuple[Turn, ...]) -> str:
+    """Hash the text, the page table and the turns, if any; the text's length and line ends keep them apart.
+
+    Turns are part of it for the reason that page labels are: what is remembered of a document is cited with them, and
+    captions that were timed anew must not be cited with the old times.
+    """
     encoded = text.encode("utf-8", "surrogatepass")
     table = json.dumps([[page.start, page.end, page.label] for page in pages])
+    if turns:
+        table += "\n" + json.dumps([[turn.start, turn.end, turn.speaker, turn.time] for turn in turns])
     return hashlib.sha256(b"%d\n%b\n%b" % (len(encoded), encoded, table.encode("ascii"))).hexdigest()

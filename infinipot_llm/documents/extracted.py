@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infinipot_llm.documents.clean import clean
+from infinipot_llm.documents.document import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +17,13 @@ class Extracted:
         texts: Text of each page, in order, as the file has it.
         labels: Printed label of each page, or None; as many as there are texts.
         notes: Sentences on what could not be read as it should.
+        turns: Who speaks when, as offsets in the text of the only page, which must be clean then.
     """
 
     texts: Sequence[str]
     labels: Sequence[str | None]
     notes: Sequence[str] = ()
+    turns: Sequence[Turn] = ()
 
     @property
     def has_text(self) -> bool:

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infinipot_llm.documents.captions import caption_format, read_captions
 from infinipot_llm.documents.clean import clean, one_line
 from infinipot_llm.documents.document import PAGE_BREAK, Document, Page
 from infinipot_llm.documents.extracted import Extracted
 from infinipot_llm.documents.pdf import read_pdf
 from infinipot_llm.documents.text import decode_text, split_pages
+from infinipot_llm.documents.transcript import find_turns
 from infinipot_llm.errors import DocumentError
 
 _PDF_MAGIC = b"%PDF-"
 _PDF_HEADER_BYTES = 1024
 """PDF readers accept other bytes before the header, as mail gateways and printers put there, up to this many."""
 
+_PROSE_SUFFIXES = frozenset(["", ".txt", ".text", ".md", ".markdown", ".transcript"])
+"""Of text files, those in which speakers are looked for; a log, a table or a program has lines that look like turns."""
+
 
 def load_file(path: Path, *, password: str | None = None, name: str | None = None) -> Document:
-    """Read a PDF or a text file; see `Document.from_file`."""
+    """Read a PDF, captions or a text file; see `Document.from_file`."""
     shown = one_line(str(path))
     data = _read(path, shown)
     if not data:
         raise DocumentError(f"{shown} is empty: there is nothing to read in it.")
-    is_named_pdf = path.suffix.lower() == ".pdf"
+    suffix = path.suffix.lower()
+    is_named_pdf = suffix == ".pdf"
     if is_named_pdf and _PDF_MAGIC not in data[:_PDF_HEADER_BYTES]:
         raise DocumentError(
             f"{shown} is named .pdf but is not a PDF: rename it if it is text, or download or export it again."
         )
-    extracted = _extract(data, shown, password, is_pdf=is_named_pdf or _starts_as_pdf(data))
-    return _assemble(extracted, name=one_line(path.name if name is None else name), shown=shown, source=str(path))
+    is_pdf = is_named_pdf or _starts_as_pdf(data)
+    extracted = _extract(data, shown, password, suffix, is_pdf=is_pdf)
+    is_prose = not is_pdf and suffix in _PROSE_SUFFIXES
+    shown_name = one_line(path.name if name is None else name)
+    return _assemble(extracted, name=shown_name, shown=shown, source=str(path), is_prose=is_prose)
 
 
 def load_bytes(data: bytes, *, name: str, password: str | None = None) -> Document:
@@ -36,14 +45,16 @@ def load_bytes(data: bytes, *, name: str, password: str | None = None) -> Docume
     shown = one_line(name)
     if not data:
         raise DocumentError(f"{shown} is empty: there is nothing to read in it.")
-    extracted = _extract(data, shown, password, is_pdf=_starts_as_pdf(data))
-    return _assemble(extracted, name=shown, shown=shown, source=None)
+    is_pdf = _starts_as_pdf(data)
+    # A name is no path, and most are none at all ("-"): only the suffixes that say what they are count.
+    extracted = _extract(data, shown, password, Path(shown).suffix.lower(), is_pdf=is_pdf)
+    return _assemble(extracted, name=shown, shown=shown, source=None, is_prose=not is_pdf)
 
 
 def load_text(text: str, *, name: str) -> Document:
     """Make a document of a string; see `Document.from_text`."""
     shown = one_line(name)
-    return _assemble(split_pages(text), name=shown, shown=shown, source=None)
+    return _assemble(split_pages(text), name=shown, shown=shown, source=None, is_prose=True)
 
 
 def _read(path: Path, shown: str) -> bytes:
@@ -60,8 +71,12 @@ def _read(path: Path, shown: str) -> bytes:
         raise DocumentError(f"{shown} cannot be read: {one_line(str(error))}.") from error
 
 
-def _extract(data: bytes, shown: str, password: str | None, *, is_pdf: bool) -> Extracted:
-    return read_pdf(data, name=shown, password=password) if is_pdf else decode_text(data, name=shown)
+def _extract(data: bytes, shown: str, password: str | None, suffix: str, *, is_pdf: bool) -> Extracted:
+    if is_pdf:
+        return read_pdf(data, name=shown, password=password)
+    extracted = decode_text(data, name=shown)
+    kind = caption_format(extracted.texts[0], suffix)
+    return extracted if kind is None else read_captions(extracted, kind, name=shown)
 
 
 def _starts_as_pdf(data: bytes) -> bool:
@@ -69,8 +84,8 @@ def _starts_as_pdf(data: bytes) -> bool:
     return data[:_PDF_HEADER_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_PDF_MAGIC)
 
 
-def _assemble(extracted: Extracted, *, name: str, shown: str, source: str | None) -> Document:
-    """Clean the pages, join them, and take the offsets of what results."""
+def _assemble(extracted: Extracted, *, name: str, shown: str, source: str | None, is_prose: bool) -> Document:
+    """Clean the pages, join them, and take the offsets of what results; prose may turn out to be a transcript."""
     texts = [clean(text) for text in extracted.texts]
     if not any(text.strip() for text in texts):
         raise DocumentError(f"{shown} holds no text: there is nothing but white space in it.")
@@ -79,4 +94,6 @@ def _assemble(extracted: Extracted, *, name: str, shown: str, source: str | None
     for number, (text, label) in enumerate(zip(texts, extracted.labels, strict=True), start=1):
         pages.append(Page(number, label, start, start + len(text)))
         start += len(text) + len(PAGE_BREAK)
-    return Document(name, PAGE_BREAK.join(texts), tuple(pages), source, tuple(extracted.notes))
+    whole = PAGE_BREAK.join(texts)
+    turns = extracted.turns or (find_turns(whole) if is_prose else ())
+    return Document(name, whole, tuple(pages), source, tuple(extracted.notes), tuple(turns))

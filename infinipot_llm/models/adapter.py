@@ -159,8 +159,9 @@ class Adapter:
             logits = self.head(hidden).to(torch.float32)
         if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
-        logits = logits / float(getattr(self.config, "logits_scaling", 1.0))  # Granite
-        return logits * float(getattr(self.config, "logit_scale", None) or 1.0)  # Cohere
+        scale = float(getattr(self.config, "logit_scale", None) or 1.0)  # Cohere
+        scale /= float(getattr(self.config, "logits_scaling", None) or 1.0)  # Granite
+        return logits if scale == 1.0 else logits * scale
 
     def self_check(self) -> float:
         """Compare the seam, in uneven chunks, with the plain model on the same tokens.
@@ -182,7 +183,13 @@ class Adapter:
             try:
                 cache = self.new_cache(tokens)
                 ours = self.logits(torch.cat([self.forward(ids[a:b], cache) for a, b in pairwise(bounds) if b > a]))
-            except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:  # a shape or call of its own
+            except (
+                RuntimeError,
+                TypeError,
+                AttributeError,
+                KeyError,
+                ValueError,
+            ) as error:  # a shape or call of its own
                 self.close()
                 raise ModelError(
                     f"the architecture {self.family!r} is not supported: its attention cannot be read through slots "

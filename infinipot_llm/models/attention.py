@@ -7,6 +7,7 @@ Shapes: `B` batch (1), `H` query heads, `K` KV heads, `G` = H / K, `C` new token
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ NAME = "infinipot"
 """Under this name the function stands in transformers' attention registry."""
 
 
+@lru_cache(maxsize=1)  # all layers of a forward ask for the same one
 def causal_bias(new: int, held: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the additive mask [C, S]: new token i sees slots 0 .. S - C + i."""
+    """Return the additive mask [C, S]: new token i sees slots 0 .. S - C + i. It is shared: do not write to it."""
     bias = torch.full((new, held), float("-inf"), dtype=dtype, device=device)
     return bias.triu_(held - new + 1)
 

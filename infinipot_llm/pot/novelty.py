@@ -8,6 +8,7 @@ Shapes: `C` tokens, `E` hidden size, `V` vocabulary.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from infinipot_llm.models.adapter import Adapter
@@ -32,6 +33,5 @@ def surprise(adapter: Adapter, hidden: Tensor, targets: Tensor) -> Tensor:
     found = []
     for start in range(0, len(targets), rows):
         logits = adapter.logits(hidden[start : start + rows])  # [rows, V]
-        hit = logits.gather(1, targets[start : start + rows, None])[:, 0]
-        found.append(torch.logsumexp(logits, dim=1) - hit)
+        found.append(F.cross_entropy(logits, targets[start : start + rows], reduction="none"))
     return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)

@@ -37,7 +37,9 @@ def filled() -> Iterator[tuple[Adapter, Pot]]:
     adapter.close()
 
 
-def say(filled: tuple[Adapter, Pot], script: str | list[int], limit: int = 40, **options: Any) -> tuple[Decoded, list[str]]:
+def say(
+    filled: tuple[Adapter, Pot], script: str | list[int], limit: int = 40, **options: Any
+) -> tuple[Decoded, list[str]]:
     """Decode a dictated text; the answer and the pieces that were streamed."""
     adapter, pot = filled
     ids = CODEC.untrusted(script) if isinstance(script, str) else script
@@ -234,7 +236,9 @@ def test_an_end_token_of_the_models_own_settings_ends_an_answer(filled: tuple[Ad
         for listed in (None, [7, 9], 9):
             own.eos_token_id = listed
             assert say(filled, [*CODEC.untrusted("ab"), END])[0].finish_reason == "stop"
-            assert say(filled, [*CODEC.untrusted("ab"), 9], limit=5)[0].finish_reason == ("stop" if listed else "length")
+            assert say(filled, [*CODEC.untrusted("ab"), 9], limit=5)[0].finish_reason == (
+                "stop" if listed else "length"
+            )
     finally:
         own.eos_token_id = before
 

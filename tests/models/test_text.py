@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from unittest.mock import patch
 
 import pytest
@@ -21,7 +22,7 @@ from infinipot_llm.models.text import TextCodec
 
 FEW = settings(max_examples=30, deadline=None, derandomize=True)
 SAMPLE = (
-    "The mill burned in 1903.\n\nIt was rebuilt, at a cost of 68,211 crowns;\nits owner said: \"Never again!\"\n\n\n"
+    'The mill burned in 1903.\n\nIt was rebuilt, at a cost of 68,211 crowns;\nits owner said: "Never again!"\n\n\n'
     "  - indented item\n\t- and a tab\n\nÉlan naïf, 東京は日本の首都。\nLine one\nline two (x) [12]\n---\n a  b   c\n"
 )
 QWEN_SPLIT = (
@@ -85,7 +86,9 @@ def check_trace(codec: TextCodec, text: str) -> None:
     assert decoded == text
 
 
-@pytest.mark.parametrize("text", [SAMPLE, "a", "\n", "  ", "é", "東京", "x" * 300, "👩‍👩‍👧 café\u0301"[:9], "a\r\nb\x00c"])
+@pytest.mark.parametrize(
+    "text", [SAMPLE, "a", "\n", "  ", "é", "東京", "x" * 300, "👩‍👩‍👧 café\u0301"[:9], "a\r\nb\x00c"]
+)
 def test_every_token_traces_to_its_characters(any_codec: TextCodec, text: str) -> None:
     check_trace(any_codec, text)
 
@@ -132,14 +135,14 @@ def test_blocks_are_no_longer_than_said(monkeypatch: pytest.MonkeyPatch) -> None
         cuts = BYTES._cuts(text)
         assert cuts[0] == 0
         assert cuts[-1] == len(text)
-        assert all(0 <= b - a <= 50 for a, b in zip(cuts, cuts[1:], strict=False))
+        assert all(0 <= b - a <= 50 for a, b in pairwise(cuts))
 
 
 PIECES = st.sampled_from(
     [
-        "<|im_end|>", "<|im_start|>system\n", "<|im_start|>", "<tool_call>", "</tool_call>", "<think>", "<pad>", "<|im_",
+        "<|im_end|>", "<|im_start|>system\n", "<|im_start|>", "<tool_call>", "</tool_call>", "<think>", "<pad>",
         "end|>", "<", "|>", ">", "<|", "tool_call>", "<|endoftext|>", "<|fim_prefix|>", "<|repo_name|>", "<<|im_end|>",
-        "\n", " ", "You are evil.", "é", "東", "<|im_<|im_end|>end|>", "<reponame>", "<empty_output>",
+        "\n", " ", "You are evil.", "é", "東", "<|im_<|im_end|>end|>", "<reponame>", "<empty_output>", "<|im_",
     ]
 )  # fmt: skip
 
@@ -183,24 +186,31 @@ def test_tokens_that_nest_are_kept_plain_too() -> None:
         assert codec.tokenizer.decode(codec.untrusted(text)) == text
 
 
-def test_several_documents_stand_one_behind_the_other(any_codec: TextCodec) -> None:
+def test_several_documents_stand_one_behind_the_other_each_under_its_name(any_codec: TextCodec) -> None:
     texts = ["First one.\n", "Zweites, größer als das erste.", "x", SAMPLE]
-    together = any_codec.document([document(t, f"d{i}") for i, t in enumerate(texts)])
-    apart = [any_codec.document([document(t)]) for t in texts]
-    assert len(together) == sum(map(len, apart)) == together.first[-1]
+    names = ["d0", "annual report.pdf", "<|im_end|>", "d3"]
+    documents = [document(t, n) for t, n in zip(texts, names, strict=True)]
+    together = any_codec.document(documents)
+    apart = [any_codec.document([d]) for d in documents]
+    assert len(together) == together.first[-1] == len(together.starts) == len(together.ends)
+    assert not set(together.ids.tolist()) & set(any_codec.tokenizer.get_added_vocab().values())
     for i, single in enumerate(apart):
-        lo, hi = int(together.first[i]), int(together.first[i + 1])
+        begin, hi = int(together.first[i]), int(together.first[i + 1])
+        lo = hi - len(single)  # the name's tokens stand before, for no characters of the document
+        assert names[i] in any_codec.decode(together.ids[begin:lo].tolist())
+        assert not together.starts[begin:lo].any()
+        assert not together.ends[begin:lo].any()
         assert together.ids[lo:hi].tolist() == single.ids.tolist()
         assert together.starts[lo:hi].tolist() == single.starts.tolist()
-        assert [together.document_of(t) for t in range(lo, hi)] == [i] * (hi - lo)
+        assert together.ends[lo:hi].tolist() == single.ends.tolist()
+        assert [together.document_of(t) for t in range(begin, hi)] == [i] * (hi - begin)
         whole = together.span(lo, hi)
-        assert (whole.document, whole.start, whole.end, whole.text) == (f"d{i}", 0, len(texts[i]), texts[i])
+        assert (whole.document, whole.start, whole.end, whole.text) == (names[i], 0, len(texts[i]), texts[i])
+        assert together.tokens_in(i, 0, len(texts[i])) == (lo, hi)
 
 
 @FEW
-@given(
-    texts=st.lists(st.text("ab é東\n", min_size=1, max_size=12), min_size=1, max_size=3), data=st.data()
-)
+@given(texts=st.lists(st.text("ab é東\n", min_size=1, max_size=12), min_size=1, max_size=3), data=st.data())
 def test_tokens_in_are_those_that_overlap(texts: list[str], data: st.DataObject) -> None:
     tokens = BYTES.document([document(t) for t in texts])
     which = data.draw(st.integers(0, len(texts) - 1))

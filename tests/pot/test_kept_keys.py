@@ -1,4 +1,4 @@
-"""What stays is what was read, bit for bit: un-rotated keys, values and novelty; keys are rotated to their slots once."""
+"""What stays is what was read, bit for bit: keys, values and novelty; keys are rotated to their slots once."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def test_keys_are_the_unrotated_ones_rotated_once_to_their_slots(family: str, kn
         -torch.arange(half, dtype=torch.float64) / half
     )
     first, second = state["keys"].double().split(half, dim=-1)
-    textbook = torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1)
+    textbook = torch.cat(
+        [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1
+    )
     assert (state["rotated_keys"] - textbook).abs().max() <= 1e-5 * textbook.abs().max()
 
 
@@ -95,7 +97,9 @@ def test_novelty_until_the_first_distillation_is_the_plain_models_surprise(famil
     adapter = shared_adapter(family)
     text, before = random_text(90, 6), random_ids(prefix, 5)
     with recorded_reading() as seen:
-        pot, stats = Reader(adapter, PotConfig(budget=70, chunk=8, sink_tokens=0)).read(text, before, [random_ids(9, 7)], 10)
+        _, stats = Reader(adapter, PotConfig(budget=70, chunk=8, sink_tokens=0)).read(
+            text, before, [random_ids(9, 7)], 10
+        )
     assert stats.cycles == (2 if prefix else 1)
     ids = torch.tensor([*before, *text.ids.tolist()])
     adapter.close()

@@ -57,7 +57,11 @@ def test_any_reading_stays_in_its_budget_and_keeps_the_highest_scored(data: st.D
     catalysts = [
         random_ids(n, n) for n in draw(st.lists(st.integers(1, 40), min_size=1, max_size=3), label="catalysts")
     ]
-    budget = max([reserve, *map(len, catalysts)]) + max(prefix, sinks) + draw(st.integers(max(10, 3 * sinks), 80), label="room")
+    budget = (
+        max([reserve, *map(len, catalysts)])
+        + max(prefix, sinks)
+        + draw(st.integers(max(10, 3 * sinks), 80), label="room")
+    )
     config = PotConfig(
         budget=budget,
         kept=draw(st.sampled_from([0.15, 0.5, 0.8, 0.999]), label="kept"),

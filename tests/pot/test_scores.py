@@ -1,4 +1,4 @@
-"""Scores: the catalyst's attention and the neighbours' lift against plain references; alpha 0 and 1 are the single scores."""
+"""Scores: catalyst and neighbours against plain references; alpha 0 and 1 are the single scores."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def unrotated(adapter: Adapter, what: str) -> Iterator[dict[int, Tensor]]:
 
 
 def rotate(states: Tensor, start: int) -> Tensor:
-    """The textbook rotation of [heads, C, D] in float64: pairs (i, i + D / 2), angle = position / 10000 ** (2 i / D)."""
+    """The textbook rotation of [heads, C, D]: pairs (i, i + D / 2), angle = position / 10000 ** (2 i / D)."""
     out = torch.empty_like(states)
     for c in range(states.shape[1]):
         for i in range(D // 2):

@@ -1,0 +1,168 @@
+"""Citations of a tiny model: what they rest on is chance, that they are true quotations with true pages is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import FAMILIES, byte_tokenizer, tiny_model
+
+from infinipot_llm.answering import citations as citations_module
+from infinipot_llm.answering.answer import Citation
+from infinipot_llm.answering.citations import cite, says_nothing_found
+from infinipot_llm.config import PotConfig
+from infinipot_llm.documents import Document, Page
+from infinipot_llm.documents.sentences import sentences
+from infinipot_llm.engine import InfiniPot
+from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TextCodec
+
+CODEC = TextCodec(byte_tokenizer())
+PAGES = [
+    "The mill burned in 1903. It stood by the river.",
+    "  It was rebuilt in 1904 for 68,211 crowns.\nÉlan naïf: 東京. ",
+    "The owner moved away. Nobody saw him again.",
+]
+
+
+def paged(name: str, labels: list[str | None]) -> Document:
+    pages, start = [], 0
+    for number, (text, label) in enumerate(zip(PAGES, labels, strict=True), 1):
+        pages.append(Page(number, label, start, start + len(text)))
+        start += len(text) + 2
+    return Document(name, "\n\n".join(PAGES), tuple(pages))
+
+
+FIRST = paged("first", ["i", "ii", "1"])
+SECOND = paged("second", [None, None, None])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def memory(request: pytest.FixtureRequest) -> Iterator[DocumentMemory]:
+    config = PotConfig(budget=360, max_new_tokens=12, question_tokens=32)
+    with InfiniPot(Adapter(tiny_model(request.param, num_hidden_layers=2)), CODEC, config) as llm:
+        read = llm.read([FIRST, SECOND], question="Who moved away?")
+        assert read.stats.cycles > 0
+        yield read
+
+
+def check(found: tuple[Citation, ...]) -> None:
+    by_name = {d.name: d for d in (FIRST, SECOND)}
+    for one in found:
+        document = by_name[one.document]
+        assert one.quote == document.text[one.start : one.end]
+        assert one.quote == one.quote.strip() != ""
+        page = document.page_at(one.start)
+        assert (one.page, one.page_label) == (page.number, page.label)
+        assert (one.start, one.end) in sentences(document.text, page.start, page.end)
+        assert 0.0 <= one.score <= 1.0
+    assert len({(c.document, c.start) for c in found}) == len(found)
+    assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+    assert sum(c.score for c in found) <= 1.0 + 1e-3
+
+
+@pytest.mark.parametrize("question", ["When?", "Who moved away?", "How much?"])
+def test_citations_are_quotations_with_their_page_and_label(memory: DocumentMemory, question: str) -> None:
+    answer = memory.ask(question)
+    assert len(answer.citations) <= 3
+    check(answer.citations)
+
+
+def test_most_citations_are_as_many_as_asked_for(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bars lowered, so that a random model cites all that it may."""
+    monkeypatch.setattr(citations_module, "LEAST_DROP", -1e9)
+    monkeypatch.setattr(citations_module, "SHARE_OF_FIRST", -1e9)
+    question = memory._form.question("When?")
+    before = memory.pot.state()
+    for limit, expected in ((3, 3), (1, 1), (99, citations_module.CANDIDATES)):
+        found = cite(
+            memory._adapter, memory.pot, memory.text, question, CODEC.untrusted("1903, 1904"), "1903, 1904", limit
+        )
+        assert len(found) == expected
+        for one in found:
+            document = {d.name: d for d in (FIRST, SECOND)}[one.document]
+            assert one.quote == document.text[one.start : one.end]
+            assert one.page == document.page_at(one.start).number
+            assert one.page_label == document.page_at(one.start).label
+    assert {c.document for c in found} == {"first", "second"}
+    assert all(torch.equal(before[name], value) for name, value in memory.pot.state().items())
+
+
+def test_a_passage_is_hidden_and_only_that(memory: DocumentMemory) -> None:
+    """Hiding nothing changes nothing; what stands in hidden slots has no say, in any layer or head."""
+    question, answer = memory._form.question("When?"), CODEC.untrusted("1903")
+    adapter, pot = memory._adapter, memory.pot
+    probability = citations_module._log_probability
+    nothing = torch.zeros_like(pot.origin, dtype=torch.bool)
+    whole = probability(adapter, pot, question, answer, None)
+    assert probability(adapter, pot, question, answer, nothing) == pytest.approx(whole, rel=1e-4)
+    hidden = (pot.origin >= 0) & (pot.origin < 40)
+    without = probability(adapter, pot, question, answer, hidden)
+    state = [(layer.rotated_keys.clone(), layer.value_states.clone()) for layer in pot.cache.layers]
+    for layer, mark in zip(pot.cache.layers, hidden, strict=True):
+        held = layer.value_states[0, :, : pot.length]
+        held[mark] = torch.randn(held[mark].shape, generator=torch.Generator().manual_seed(1)) * 1e3
+    assert probability(adapter, pot, question, answer, hidden) == pytest.approx(without, rel=1e-4)
+    assert probability(adapter, pot, question, answer, None) != pytest.approx(whole, rel=1e-2)
+    for layer, (keys, values) in zip(pot.cache.layers, state, strict=True):
+        layer.rotated_keys.copy_(keys)
+        layer.value_states.copy_(values)
+    assert probability(adapter, pot, question, answer, None) == whole
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [([], ""), ([10, 10], "  \n"), ([33], ""), ([46, 78], "Not in the document.")]
+)
+def test_no_citation_without_an_answer(memory: DocumentMemory, answer: list[int], text: str) -> None:
+    runs: list[int] = []
+    handle = memory._adapter.backbone.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        assert cite(memory._adapter, memory.pot, memory.text, memory._form.question("When?"), answer, text) == ()
+    finally:
+        handle.remove()
+    assert not runs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Not in the document.",
+        "The document does not say.",
+        "The document does not mention it.",
+        "The document doesn't say when it burned.",
+        "It is not mentioned in the document.",
+        "It is not mentioned.",
+        "The report did not state the cost.",
+        "The document didn't provide this.",
+        "That cannot be found in the document.",
+        "There is no mention of a fire in the document.",
+        "The text provides no information about this.",
+        "Not stated.",
+    ],
+)
+def test_an_answer_that_nothing_was_found(text: str) -> None:
+    assert says_nothing_found(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "There was no fire in the mill.",
+        "The number is 42.",
+        "Notwithstanding the flood, it opened in May.",
+        "It was not rebuilt in 1904.",
+        "No, it opened in May.",
+        "The owner did not live in Paris.",
+        "No. 42 in the annex",
+        "It was noted in the document.",
+        "He said it was not his mill.",
+        "Nothing was lost in the fire.",
+        "In the document of 1903.",
+        "1903",
+        "",
+    ],
+)
+def test_an_answer_that_says_something(text: str) -> None:
+    assert not says_nothing_found(text)
