@@ -42,7 +42,8 @@ _REFUSAL = re.compile(
     r"|\b(?:does not|doesn['’]t) (?:say|mention|state|specify|provide|tell|contain)\b"
     r"|\bno (?:information|mention)\b"
     r"|\bI (?:do not|don['’]t|cannot|can['’]t) (?:know|find|answer)\b"
-    r"|문서에 (?:없|나와 있지 않)|記載(?:されて|がありません|はありません)|文[档中书]*(?:没有|未)提[到及]|غير مذكور|لا (?:يذكر|تذكر)",
+    r"|문서에 (?:없|나와 있지 않)|記載(?:されて|がありません|はありません)"
+    r"|文[档中书]*(?:没有|未)提[到及]|غير مذكور|لا (?:يذكر|تذكر)",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+(?:[.,]\d+)*")

@@ -224,7 +224,7 @@ class Adapter:
 
 
 def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Before an attention module runs: pass the cache on, rotate by nothing (x * 1 + rotate(x) * 0 is x bit for bit)."""
+    """Before an attention module runs: pass the cache on, rotate by nothing (x * 1 + rotate(x) * 0 is x, exactly)."""
     cos, sin = kwargs["position_embeddings"]
     identity = (torch.ones_like(cos), torch.zeros_like(sin))
     return args, {**kwargs, "position_embeddings": identity, "pot": kwargs.get("past_key_values")}

@@ -17,7 +17,7 @@ from infinipot_llm.documents.sentences import sentences
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.models.adapter import Adapter
-from infinipot_llm.models.text import TextCodec
+from infinipot_llm.models.text import TextCodec, TokenizedText
 
 CODEC = TextCodec(byte_tokenizer())
 PAGES = [
@@ -110,6 +110,18 @@ def test_a_passage_is_hidden_and_only_that(memory: DocumentMemory) -> None:
         layer.rotated_keys.copy_(keys)
         layer.value_states.copy_(values)
     assert probability(adapter, pot, question, answer, None) == whole
+
+
+def test_a_quotation_begins_with_its_first_word_though_a_token_begins_with_a_blank() -> None:
+    words = ["The mill", " burned.", "\n\n ", " It was", " rebuilt. "]
+    ends = torch.tensor([len(w) for w in words]).cumsum(0).numpy().astype("int32")
+    starts = ends - torch.tensor([len(w) for w in words]).numpy().astype("int32")
+    page = Page(1, "iv", 0, int(ends[-1]))
+    document = Document("d", "".join(words), (page,))
+    text = TokenizedText((document,), starts, starts, ends, torch.tensor([0, len(words)]).numpy())
+    found = citations_module._citation(text, 2, 5, 0.5)
+    assert (found.quote, document.text[found.start : found.end]) == ("It was rebuilt.", "It was rebuilt.")
+    assert (found.document, found.page, found.page_label, found.score) == ("d", 1, "iv", 0.5)
 
 
 @pytest.mark.parametrize(

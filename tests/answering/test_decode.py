@@ -107,6 +107,8 @@ def simulated(text: str, stop: tuple[str, ...], limit: int) -> tuple[str, str]:
 @example(text="aab aaab", stop=["aaab"])
 @example(text="a b\na b\n\n", stop=["\n\n"])
 @example(text="abb ba", stop=["abba", "bb "])
+@example(text="ab ab ab", stop=["b a"])
+@example(text="b a b aa", stop=["b a b b", "a b aa"])
 def test_streaming_and_stopping_as_read_letter_by_letter(
     filled: tuple[Adapter, Pot], text: str, stop: list[str]
 ) -> None:
