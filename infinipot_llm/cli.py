@@ -95,10 +95,9 @@ def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) ->
     """Read FILES whole (PDF, .txt, .md; - for standard input) and answer QUESTION with page citations."""
     if not question.strip():
         raise QuestionError("the question is empty: ask something about the document.")
-    if options["temperature"] < 0:
-        raise BudgetError(f"the temperature is {options['temperature']}: give 0 for greedy decoding, or more.")
     documents = _documents(files, options["password"])
     config = _config(options, max_new_tokens=options["max_new_tokens"])
+    _check_sampling(options)
     llm = _engine(options, config)
     memory = llm.read(documents, question=question, progress=True)
     streamed: list[str] = []
@@ -261,6 +260,13 @@ def _config(options: dict[str, Any], **more: Any) -> Any:
         name: options[name] for name in ("budget", "kept", "novelty_share", "policy") if options.get(name) is not None
     }
     return PotConfig(**given, **more)
+
+
+def _check_sampling(options: dict[str, Any]) -> None:
+    """Refuse wrong decoding options before a model is loaded and a document read for nothing."""
+    from infinipot_llm.answering.decode import Sampling
+
+    Sampling(options["max_new_tokens"], options["temperature"], stop=options["stop"], seed=options["seed"])
 
 
 def _engine(options: dict[str, Any], config: Any) -> Any:

@@ -72,6 +72,15 @@ class PotConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BudgetError(f"{name} is {value!r}: give a whole number of at least {least}.")
+        for name in ("kept", "novelty_share", "neighbour_weight"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise BudgetError(f"{name} is {getattr(self, name)!r}: give a number.")
+        if self.catalysts is not None and not (
+            isinstance(self.catalysts, tuple) and all(isinstance(c, str) for c in self.catalysts)
+        ):
+            raise BudgetError(
+                f"catalysts is {self.catalysts!r}: give a tuple of questions, or None for the built-in set."
+            )
         if not 0.0 < self.kept < 1.0:
             raise BudgetError(f"kept is {self.kept!r}: give a share between 0 and 1, for example 0.5.")
         for name in ("novelty_share", "neighbour_weight"):

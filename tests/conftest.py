@@ -16,7 +16,7 @@ from infinipot_llm.models import catalogue
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
@@ -50,8 +50,8 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
                 weight.uniform_(0.5, 1.5)
             elif name.endswith("bias"):
                 weight.normal_(0.0, 0.5)
-    model.generation_config.eos_token_id = 258
-    model.generation_config.pad_token_id = 256
+    model.generation_config.eos_token_id = 256  # <|im_end|> of byte_tokenizer
+    model.generation_config.pad_token_id = 257
     return model
 
 

@@ -161,6 +161,7 @@ def test_models_list(run: Run) -> None:
         ("good.txt", ("--budget", 70), "at least"),
         ("good.txt", ("--budget", 9000), "4096 positions"),
         ("good.txt", ("--kept", 1.5), "kept"),
+        ("good.txt", ("--temperature", -1), "temperature"),
         ("good.txt", ("--policy", "best"), "infinipot"),
         ("good.txt", ("--device", "gpu9"), "device"),
         ("good.txt", ("--device", "cuda:7"), "cuda:7"),

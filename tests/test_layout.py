@@ -81,7 +81,9 @@ def documented_commands() -> list[str]:
     """Return every `infinipot ...` line in the code blocks of the README and the docs."""
     lines = []
     for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for block in re.findall(r"```(?:console|bash|sh)?\n(.*?)```", file.read_text(encoding="utf-8"), re.S):
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", file.read_text(encoding="utf-8"), re.S | re.M):
+            if language not in ("", "console"):
+                continue
             lines += re.findall(r"^\$? ?(infinipot .*)$", block, re.M)
     return lines
 

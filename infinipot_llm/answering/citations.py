@@ -35,10 +35,15 @@ LEAST_DROP = 0.5
 SHARE_OF_FIRST = 0.4
 """A further passage is cited when its drop is at least this share of the first one's."""
 
+REFUSAL_CHARACTERS = 160
+"""An answer that refuses says so at once; later it may quote that somebody found nothing."""
+
 _SOURCE = r"(?:the|this) (?:given |provided )?(?:document|text|report|context|passage)"
 _REFUSAL = re.compile(
     rf"\bnot (?:\w+ ){{0,2}}(?:in|by) {_SOURCE}\b"
-    rf"|\b{_SOURCE} (?:does not|doesn['’]t|do not|don['’]t)\b"
+    rf"|\b{_SOURCE} (?:(?:does|do|did) not|(?:does|do|did)n['’]t)\b"
+    r"|^\W*(?:(?:it|this|that) (?:is|was) )?not (?:mentioned|stated|specified|provided|given|found)\b"
+    r"|\b(?:cannot|can['’]t|could not) be (?:found|determined|answered)\b"
     r"|\b(?:does not|doesn['’]t) (?:say|mention|state|specify|provide|tell|contain)\b"
     r"|\bno (?:information|mention)\b"
     r"|\bI (?:do not|don['’]t|cannot|can['’]t) (?:know|find|answer)\b"
@@ -95,7 +100,7 @@ def cite(
 
 def says_nothing_found(answer_text: str) -> bool:
     """Tell whether an answer says that the document does not tell."""
-    return bool(_REFUSAL.search(answer_text))
+    return bool(_REFUSAL.search(answer_text[:REFUSAL_CHARACTERS]))
 
 
 def _attention_by_token(

@@ -5,6 +5,7 @@ The pot goes in as the cache it is; the question's tokens are the only new input
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,19 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be decoded with.
+
+        Raises:
+            QuestionError: A value is out of range; the sentence names it.
+        """
+        if self.max_new_tokens < 1:
+            raise QuestionError(f"max_new_tokens is {self.max_new_tokens}: give at least 1.")
+        if not 0.0 <= self.temperature < math.inf:
+            raise QuestionError(f"the temperature is {self.temperature}: give 0 for greedy decoding, or more.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise QuestionError(f"top_p is {self.top_p}: give a share above 0, up to 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +92,33 @@ def decode(
     if len(question) + sampling.max_new_tokens > free:
         raise QuestionError(
             f"question ({len(question)} tokens) and answer ({sampling.max_new_tokens}) need more than the {free} free "
-            "slots: ask more briefly, lower max_new_tokens, or read with a larger budget."
+            "slots: ask more briefly, lower max_new_tokens, or read again with this question or a larger budget."
         )
     ids = torch.tensor([list(question)], dtype=torch.long, device=adapter.device)  # [1, Q]
     feed = _Feed(codec.tokenizer, on_text, sampling.stop) if on_text is not None else None
-    stopping = StoppingCriteriaList([_Cancelled(cancelled)] if cancelled is not None else [])
-    extra: dict[str, Any] = {"stop_strings": list(sampling.stop), "tokenizer": codec.tokenizer} if sampling.stop else {}
+    gone = _Cancelled(cancelled or (lambda: False))
+    stopping = StoppingCriteriaList([gone, _Stopped(codec, sampling.stop, len(question))])
+    config = _generation_config(adapter, codec, sampling)
     with adapter.lock, pot.scratch():
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
-        out = adapter.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones((1, pot.length + len(question)), dtype=torch.long, device=adapter.device),
-            past_key_values=pot.cache,
-            generation_config=_generation_config(adapter, codec, sampling),
-            streamer=feed,
-            stopping_criteria=stopping,
-            **extra,
-        )
+        own, adapter.model.generation_config = adapter.model.generation_config, GenerationConfig()
+        try:
+            out = adapter.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones((1, pot.length + len(question)), dtype=torch.long, device=adapter.device),
+                past_key_values=pot.cache,
+                generation_config=config,
+                streamer=feed,
+                stopping_criteria=stopping,
+            )
+        finally:
+            adapter.model.generation_config = own
     new = out[0, len(question) :].tolist()
     text, stopped = cut_at_stop(codec.decode(new), sampling.stop)
     if stopped or (new and new[-1] in _end_ids(adapter, codec)):
         reason: FinishReason = "stop"
-    elif cancelled is not None and cancelled():
+    elif gone.fired and len(new) < sampling.max_new_tokens:
         reason = "cancelled"
     else:
         reason = "length"
@@ -144,9 +162,22 @@ class _Cancelled(StoppingCriteria):
 
     def __init__(self, cancelled: Callable[[], bool]) -> None:
         self.cancelled = cancelled
+        self.fired = False
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.cancelled(), dtype=torch.bool, device=input_ids.device)
+        self.fired = self.fired or self.cancelled()
+        return torch.full((input_ids.shape[0],), self.fired, dtype=torch.bool, device=input_ids.device)
+
+
+class _Stopped(StoppingCriteria):
+    """Ends the answer at a stop string; the prompt is not looked at."""
+
+    def __init__(self, codec: TextCodec, stop: Sequence[str], skip: int) -> None:
+        self.codec, self.stop, self.skip = codec, stop, skip
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        found = bool(self.stop) and cut_at_stop(self.codec.decode(input_ids[0, self.skip :].tolist()), self.stop)[1]
+        return torch.full((input_ids.shape[0],), found, dtype=torch.bool, device=input_ids.device)
 
 
 def _end_ids(adapter: Adapter, codec: TextCodec) -> list[int]:

@@ -22,7 +22,8 @@ BLOCK_CHARACTERS = 8192
 """Documents are tokenised in blocks of about this many characters, so that memory stays flat."""
 
 
-_LINE_START = re.compile(r"\n(?=\S)")
+_LINE_BREAK = re.compile(r"(?<=\S)\n(?=\S)")
+_BLANK = re.compile(r"(?<=\S) (?=\S)")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class TextCodec:
         added = tokenizer.get_added_vocab()
         self._added_ids = np.asarray(sorted(added.values()), dtype=np.int64)
         literals = sorted((t for t in added if len(t) > 1), key=len, reverse=True)
-        self._added_pattern = re.compile("|".join(map(re.escape, literals))) if literals else None
+        self._added_pattern = re.compile(f"(?={'|'.join(map(re.escape, literals))})") if literals else None
         self._check_round_trip()
 
     def trusted(self, text: str) -> list[int]:
@@ -149,9 +150,9 @@ class TextCodec:
         borders = [0]
         while len(text) - borders[-1] > BLOCK_CHARACTERS:
             low, high = borders[-1] + BLOCK_CHARACTERS // 2, borders[-1] + BLOCK_CHARACTERS
-            breaks = [m.end() for m in _LINE_START.finditer(text, low, high)]
-            space = text.rfind(" ", low, high)
-            borders.append(breaks[-1] if breaks else space if space > low else high)
+            safe = [m.end() for m in _LINE_BREAK.finditer(text, low, high)]
+            safe = safe or [m.start() for m in _BLANK.finditer(text, low, high)]
+            borders.append(safe[-1] if safe else high)
         return sorted({*borders, *inside, len(text)})
 
     def _check_round_trip(self) -> None:

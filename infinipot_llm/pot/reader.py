@@ -139,9 +139,9 @@ class Reader:
             return budget - reserve, budget - reserve, prefix
         room = budget - max(reserve, catalyst)
         pinned = max(prefix, min(self.config.sink_tokens, room // 4))
-        kept = pinned + int(self.config.kept * (room - pinned))
-        if kept <= pinned or kept >= room:
-            least = max(reserve, catalyst) + pinned + 4
+        kept = min(room - 1, pinned + max(1, int(self.config.kept * (room - pinned))))
+        if room - pinned < 3:
+            least = max(reserve, catalyst) + prefix + 3
             raise BudgetError(
                 f"a budget of {budget} has no room for prompt ({prefix}), catalyst ({catalyst}), question and answer "
                 f"({reserve}): choose a budget of at least {least}, or a smaller max_new_tokens."

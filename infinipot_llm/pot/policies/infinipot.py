@@ -76,7 +76,7 @@ def spread(scores: Tensor, origin: Tensor, radius: int, weight: float) -> tuple[
     """
     lifted = scores.clone()
     for step in range(1, min(radius, scores.shape[-1] - 1) + 1):
-        adjacent = origin[..., step:] - origin[..., :-step] == step
+        adjacent = (origin[..., step:] - origin[..., :-step] == step) & (origin[..., :-step] >= 0)
         left = torch.where(adjacent, scores[..., :-step] * weight, 0.0)
         right = torch.where(adjacent, scores[..., step:] * weight, 0.0)
         lifted[..., step:] = torch.maximum(lifted[..., step:], left)
