@@ -1,5 +1,6 @@
 # make demo    set everything up and ask the sample report a question
 # make test    set up, then lint, types and all tests
+# make test-oldest  the tests that touch transformers, on the oldest supported release
 # make models  fetch the weights that the demo and some tests use
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 QUESTION ?= What did the replacement pump at Tarnbrook pumping station cost?
 
-.PHONY: install demo test lint types models samples clean
+.PHONY: install demo test test-oldest lint types models samples clean
 
 install: $(READY)
 
@@ -32,6 +33,10 @@ demo: $(READY)
 test: lint types $(READY)
 	$(BIN)/python -m pytest
 
+test-oldest: $(READY)
+	test -d .oldest/transformers || $(BIN)/python -m pip install --quiet --target .oldest transformers==5.3.0
+	PYTHONPATH=.oldest $(BIN)/python -m pytest -m "not weights" tests/models tests/pot tests/answering tests/memory tests/test_cli.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +48,4 @@ samples: $(READY)
 	$(BIN)/python examples/documents/render.py
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .oldest dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,6 +51,15 @@ FACTS = {  # page -> (planted sentence, question, what the answer must contain)
 LABELS = ["i", "ii", "1", "2", "3", "4", "5", "6", "7"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> Iterator[None]:
+    """Real weights use both cores; tiny ones (conftest.py) are faster on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Document:
     """A PDF of nine pages, labelled i, ii, 1 .. 7, with one fact on some of them."""
