@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infinipot_llm import __version__
-from infinipot_llm.errors import BudgetError, DocumentError, InfiniPotError, ModelError, QuestionError
+from infinipot_llm.errors import BudgetError, DocumentError, InfiniPotError, QuestionError
 
 if TYPE_CHECKING:
     from infinipot_llm.answering.answer import Answer
@@ -68,6 +68,7 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"
         ),
+        click.option("--neighbours", type=int, help="Tokens on each side that a high score also keeps.  [default: 4]"),
         click.option("--kept", type=float, help="Share of the slots that a distillation keeps.  [default: 0.5]"),
         click.option("--budget", type=int, help="Slots of the cache, in tokens, everything counted.  [default: 4096]"),
     ):
@@ -135,11 +136,13 @@ def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) ->
 def info(files: tuple[str, ...], as_json: bool, price_per_million: float | None, **options: Any) -> None:
     """Say what FILES hold and what reading them would cost, without reading them."""
     documents = _documents(files, options["password"])
-    values = _info(documents, _config(options), options["model"], price_per_million)
+    from infinipot_llm import facts
+
+    values = facts.gather(documents, _config(options), options["model"], price_per_million)
     if as_json:
         click.echo(json.dumps(values, ensure_ascii=False, indent=2))
         return
-    for line in _info_lines(values):
+    for line in facts.render(values):
         click.echo(line)
 
 
@@ -257,7 +260,9 @@ def _config(options: dict[str, Any], **more: Any) -> Any:
     from infinipot_llm.config import PotConfig
 
     given = {
-        name: options[name] for name in ("budget", "kept", "novelty_share", "policy") if options.get(name) is not None
+        name: options[name]
+        for name in ("budget", "kept", "novelty_share", "neighbours", "policy")
+        if options.get(name) is not None
     }
     return PotConfig(**given, **more)
 
@@ -317,87 +322,3 @@ def _cost(answer: Answer) -> str:
         f"{r.slots} of {r.budget} slots held; answered in {u.answer_seconds:.1f} s; "
         f"peak memory {u.peak_memory_bytes / 1e6:.0f} MB, of it the pot {u.pot_bytes / 1e6:.0f} MB"
     )
-
-
-def _info(documents: list[Document], config: Any, model: str, price: float | None) -> dict[str, Any]:
-    from infinipot_llm import facts
-
-    values: dict[str, Any] = {"documents": []}
-    for d in documents:
-        values["documents"].append(
-            {
-                "name": d.name,
-                "pages": d.page_count,
-                "empty_pages": list(d.empty_pages),
-                "characters": len(d.text),
-                "sha256": d.content_hash,
-                "notes": list(d.notes),
-            }
-        )
-    hosted, counted = facts.hosted_tokens(documents)
-    values["hosted_tokens"] = hosted
-    values["hosted_tokens_counted"] = counted
-    if price is not None:
-        values["hosted_cost_per_question"] = round(hosted * price / 1e6, 6)
-    try:
-        from infinipot_llm.models.load import load_facts
-
-        model_config, tokenizer = load_facts(model)
-    except ModelError as error:
-        values["tokens"], values["tokens_counted"] = facts.estimate_tokens(documents), False
-        values["model_note"] = str(error)
-        return values
-    values["model"] = model
-    values["tokens"], values["tokens_counted"] = facts.count_tokens(tokenizer, documents), True
-    budget = min(config.budget, int(getattr(model_config, "max_position_embeddings", 0) or config.budget))
-    cost = facts.reading_cost(
-        model_config, values["tokens"], budget, config.kept, catalyst=48, reserve=48 + config.max_new_tokens
-    )
-    values["reading"] = {
-        "budget": cost.budget,
-        "cycles": cost.cycles,
-        "pot_bytes": cost.pot_bytes,
-        "full_cache_bytes": cost.full_bytes,
-        "pot_flops": cost.pot_flops,
-        "full_cache_flops": cost.full_flops,
-    }
-    return values
-
-
-def _info_lines(values: dict[str, Any]) -> list[str]:
-    from infinipot_llm.documents.clean import one_line
-
-    lines = []
-    for d in values["documents"]:
-        empty = d["empty_pages"]
-        listed = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
-        lines += [
-            one_line(d["name"]),
-            f"  pages        {d['pages']}",
-            f"  empty pages  {len(empty)}" + (f" ({listed}): they hold no text, perhaps scans" if empty else ""),
-            f"  characters   {d['characters']:,}",
-        ]
-    if values["tokens_counted"]:
-        lines.append(f"  tokens       {values['tokens']:,} ({values['model']})")
-    else:
-        lines.append(f"  tokens       about {values['tokens']:,} (estimated: {values['model_note']})")
-    if "reading" in values:
-        r = values["reading"]
-        lines += [
-            f"  reading      {r['cycles']} cycles through a pot of {r['budget']:,} slots",
-            f"  KV memory    pot {_si(r['pot_bytes'])}B, full cache {_si(r['full_cache_bytes'])}B",
-            f"  operations   pot {_si(r['pot_flops'])}FLOP, full cache {_si(r['full_cache_flops'])}FLOP",
-        ]
-    how = "counted with tiktoken, o200k_base" if values["hosted_tokens_counted"] else "estimated: 4 bytes a token"
-    cost = values.get("hosted_cost_per_question")
-    price = f", {cost:.4f} per question at the given price" if cost is not None else ""
-    lines.append(f"  hosted model {values['hosted_tokens']:,} tokens ({how}){price}")
-    return lines
-
-
-def _si(value: float) -> str:
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if abs(value) < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} E"

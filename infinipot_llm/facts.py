@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.clean import one_line
 from infinipot_llm.errors import ModelError
 
 HOSTED_ENCODING = "o200k_base"
@@ -42,13 +44,6 @@ class Cost:
     pot_flops: float
     full_flops: float
     cycles: int
-
-
-def count_tokens(tokenizer: Any, documents: Sequence[Document]) -> int:
-    """Count the documents' tokens as the reader would."""
-    from infinipot_llm.models.text import TextCodec
-
-    return len(TextCodec(tokenizer).document(documents))
 
 
 def estimate_tokens(documents: Sequence[Document]) -> int:
@@ -121,3 +116,85 @@ def reading_cost(config: Any, tokens: int, budget: int, kept: float, catalyst: i
     pot = dense(tokens) + pair * tokens * seen + 2.0 * head * tokens  # the last: novelty's logits
     pot += cycles * (dense(catalyst) + pair * catalyst * room)
     return Cost(budget, budget * slot * 3 // 2, tokens * slot, pot, full, cycles)
+
+
+def gather(documents: Sequence[Document], config: PotConfig, model: str, price: float | None) -> dict[str, Any]:
+    """Collect what `infinipot info` says, as plain JSON values.
+
+    Args:
+        documents: The documents.
+        config: How they would be read.
+        model: Name of the model whose tokenizer counts; when it is not on this machine, tokens are estimated and the
+            values say so.
+        price: Of a hosted model, per million input tokens; None shows no cost.
+    """
+    hosted, counted = hosted_tokens(documents)
+    values: dict[str, Any] = {
+        "documents": [
+            {
+                "name": d.name,
+                "pages": d.page_count,
+                "empty_pages": list(d.empty_pages),
+                "characters": len(d.text),
+                "sha256": d.content_hash,
+                "notes": list(d.notes),
+            }
+            for d in documents
+        ],
+        "hosted_tokens": hosted,
+        "hosted_tokens_counted": counted,
+    }
+    if price is not None:
+        values["hosted_cost_per_question"] = round(hosted * price / 1e6, 6)
+    from infinipot_llm.models.load import load_facts
+    from infinipot_llm.models.text import TextCodec
+
+    try:
+        model_config, tokenizer = load_facts(model)
+    except ModelError as error:
+        return {**values, "tokens": estimate_tokens(documents), "tokens_counted": False, "model_note": str(error)}
+    tokens = len(TextCodec(tokenizer).document(documents))
+    budget = min(config.budget, int(getattr(model_config, "max_position_embeddings", 0) or config.budget))
+    reserve = config.question_tokens + config.max_new_tokens
+    cost = reading_cost(model_config, tokens, budget, config.kept, config.question_tokens, reserve)
+    reading = {
+        "budget": cost.budget,
+        "cycles": cost.cycles,
+        "pot_bytes": cost.pot_bytes,
+        "full_cache_bytes": cost.full_bytes,
+        "pot_flops": cost.pot_flops,
+        "full_cache_flops": cost.full_flops,
+    }
+    return {**values, "model": model, "tokens": tokens, "tokens_counted": True, "reading": reading}
+
+
+def render(values: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of `infinipot info` for a terminal."""
+    for d in values["documents"]:
+        empty = d["empty_pages"]
+        listed = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        yield one_line(d["name"])
+        yield f"  pages         {d['pages']}"
+        yield f"  empty pages   {len(empty)}" + (f" ({listed}): they hold no text, perhaps scans" if empty else "")
+        yield f"  characters    {d['characters']:,}"
+    if values["tokens_counted"]:
+        yield f"  tokens        {values['tokens']:,} ({values['model']})"
+    else:
+        yield f"  tokens        about {values['tokens']:,} (estimated: {values['model_note']})"
+    if "reading" in values:
+        r = values["reading"]
+        yield f"  reading       {r['cycles']} cycles through a pot of {r['budget']:,} slots"
+        yield f"  KV memory     pot {_si(r['pot_bytes'])}B, full cache {_si(r['full_cache_bytes'])}B"
+        yield f"  operations    pot {_si(r['pot_flops'])}FLOP, full cache {_si(r['full_cache_flops'])}FLOP"
+    how = "counted with tiktoken, o200k_base" if values["hosted_tokens_counted"] else "estimated: 4 bytes a token"
+    cost = values.get("hosted_cost_per_question")
+    price = f", {cost:.4f} per question at the given price" if cost is not None else ""
+    yield f"  hosted model  {values['hosted_tokens']:,} tokens ({how}){price}"
+
+
+def _si(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} E"
