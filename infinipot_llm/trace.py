@@ -48,6 +48,7 @@ class Trace:
                 "heads": heads,
                 "slots_before": origins.shape[1],
                 "slots_after": kept.shape[1],
+                "pinned": int((reasons == Reason.PINNED).sum()) // heads,
                 "tokens": rows,
             }
         )
@@ -75,7 +76,7 @@ def render(cycles: list[dict[str, Any]], top: int) -> Iterator[str]:
         heads = cycle["heads"]
         yield (
             f"cycle {cycle['cycle']}: {cycle['tokens_read']} tokens read; {cycle['slots_before']} slots in each of "
-            f"{heads} heads, {cycle['slots_after']} kept"
+            f"{heads} heads, {cycle['slots_after']} kept, {cycle['pinned']} of them pinned (the prompt)"
         )
         rows = cycle["tokens"]
         listed = sorted(sorted(rows, key=lambda r: (-r["kept_by"], r["token"]))[:top], key=lambda r: r["token"])
