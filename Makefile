@@ -33,8 +33,12 @@ demo: $(READY)
 test: lint types $(READY)
 	$(BIN)/python -m pytest
 
-test-oldest: $(READY)
-	test -d .oldest/transformers || $(BIN)/python -m pip install --quiet --target .oldest transformers==5.3.0
+.oldest/.ready: $(READY)
+	rm -rf .oldest
+	$(BIN)/python -m pip install --quiet --target .oldest transformers==5.3.0 numpy==$$($(BIN)/python -c 'import numpy; print(numpy.__version__)')
+	@touch .oldest/.ready
+
+test-oldest: .oldest/.ready
 	PYTHONPATH=.oldest $(BIN)/python -m pytest -m "not weights" tests/models tests/pot tests/answering tests/memory tests/test_cli.py
 
 lint: $(READY)

@@ -33,7 +33,7 @@ def main() -> None:
         error.show()
         sys.exit(EXIT_BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\ninterrupted: nothing was written.", err=True)
+        click.echo("\ninterrupted.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,7 +50,7 @@ def _fail(sentence: str) -> None:
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command that loads a model."""
     for option in (
-        click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+        click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto"),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
         click.option(
             "--model", default=MODEL, show_default=True, help="A name of `models list`, a folder, or a hub id."
@@ -63,8 +63,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a document is read."""
     for option in (
-        click.option("--password", help="Password of an encrypted PDF."),
-        click.option("--policy", default="infinipot", show_default=True, help="Scoring rule: infinipot or streaming."),
+        click.option("--password", envvar="INFINIPOT_PASSWORD", show_envvar=True, help="Password of an encrypted PDF."),
+        click.option("--policy", type=click.Choice(["infinipot", "streaming"]), default="infinipot", show_default=True),
         click.option(
             "--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"
         ),
@@ -83,17 +83,20 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("files", nargs=-1, required=True)
+@click.argument("files", nargs=-1)
 @click.argument("question")
 @model_options
 @pot_options
 @click.option("--max-new-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 decodes greedily.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Nucleus, with a temperature above 0.")
 @click.option("--seed", type=int, help="Of the sampling, with a temperature above 0.")
 @click.option("--stop", multiple=True, help="A text that ends the answer; may be given several times.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) -> None:
     """Read FILES whole (PDF, .txt, .md; - for standard input) and answer QUESTION with page citations."""
+    if not files or Path(question).is_file():
+        raise click.UsageError('name the files first and then the question, in quotes: infinipot ask FILE "QUESTION"')
     if not question.strip():
         raise QuestionError("the question is empty: ask something about the document.")
     documents = _documents(files, options["password"])
@@ -112,12 +115,13 @@ def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) ->
     answer = memory.ask(
         question,
         temperature=options["temperature"],
+        top_p=options["top_p"],
         stop=options["stop"],
         seed=options["seed"],
         on_text=None if as_json else show,
     )
     if as_json:
-        click.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
+        click.echo(json.dumps(answer.to_dict(), indent=2))
         return
     click.echo("" if streamed else "(no answer)")
     for line in _sources(answer, several=len(documents) > 1):
@@ -138,9 +142,12 @@ def info(files: tuple[str, ...], as_json: bool, price_per_million: float | None,
     documents = _documents(files, options["password"])
     from infinipot_llm import facts
 
-    values = facts.gather(documents, _config(options), options["model"], price_per_million)
+    if price_per_million is not None and not price_per_million >= 0:
+        raise click.UsageError("--price-per-million is a price: give 0 or more.")
+    where = (options["model"], options["device"], options["dtype"])
+    values = facts.gather(documents, _config(options), *where, price_per_million)
     if as_json:
-        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+        click.echo(json.dumps(values, indent=2))
         return
     for line in facts.render(values):
         click.echo(line)
@@ -152,14 +159,14 @@ def info(files: tuple[str, ...], as_json: bool, price_per_million: float | None,
 @model_options
 @pot_options
 @click.option("--slots", type=int, help="Slots for the document alone, instead of --budget.")
-@click.option("--top", type=int, default=24, show_default=True, help="Most tokens to list per cycle.")
+@click.option("--top", type=click.IntRange(min=1), default=24, show_default=True, help="Most tokens to list per cycle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def trace(files: tuple[str, ...], question: str, slots: int | None, top: int, as_json: bool, **options: Any) -> None:
     """Show, cycle by cycle, which tokens of FILES stay in the pot and why: pinned, novelty, catalyst, neighbour."""
     if slots is not None and options["budget"] is not None:
         raise click.UsageError("give either --budget or --slots, not both.")
-    if slots is not None and slots < 2:
-        raise BudgetError(f"slots is {slots}: give at least 2.")
+    if slots is not None and slots < 3:
+        raise BudgetError(f"slots is {slots}: give at least 3.")
     documents = _documents(files, options["password"])
     llm = _engine(options, _config(options, max_new_tokens=1))
     from dataclasses import replace
@@ -168,12 +175,12 @@ def trace(files: tuple[str, ...], question: str, slots: int | None, top: int, as
 
     if slots is not None:
         beside = len(llm.form.prefix) + len(llm.form.question(question)) + 1
-        llm.config = replace(llm.config, budget=max(8, slots + beside))
+        llm.config = replace(llm.config, budget=slots + beside)
     collected = Trace()
     memory = llm.read(documents, question=question, progress=not as_json, tracer=collected)
     cycles = collected.with_text(memory, llm.form.codec)
     if as_json:
-        click.echo(json.dumps({"budget": llm.config.budget, "cycles": cycles}, ensure_ascii=False))
+        click.echo(json.dumps({"budget": llm.config.budget, "cycles": cycles}))
         return
     click.echo(
         f"budget {llm.config.budget}: {len(llm.form.prefix)} slots for the prompt before the document, "
@@ -271,7 +278,9 @@ def _check_sampling(options: dict[str, Any]) -> None:
     """Refuse wrong decoding options before a model is loaded and a document read for nothing."""
     from infinipot_llm.answering.decode import Sampling
 
-    Sampling(options["max_new_tokens"], options["temperature"], stop=options["stop"], seed=options["seed"])
+    if options["seed"] is not None and options["temperature"] == 0:
+        raise click.UsageError("--seed has no effect on greedy decoding: give a --temperature above 0 with it.")
+    Sampling(options["max_new_tokens"], options["temperature"], options["top_p"], options["stop"], options["seed"])
 
 
 def _engine(options: dict[str, Any], config: Any) -> Any:
@@ -284,6 +293,8 @@ def _engine(options: dict[str, Any], config: Any) -> Any:
     budget = knobs.pop("budget")
     knobs.pop("version")
     given = {"budget": budget} if options.get("budget") is not None else {}
+    if sys.stderr.isatty():
+        click.echo(f"loading {options['model']} ...", err=True)
     return InfiniPot.from_pretrained(
         options["model"], device=options["device"], dtype=options["dtype"], **given, **knobs
     )
@@ -320,5 +331,5 @@ def _cost(answer: Answer) -> str:
     return (
         f"\n{r.tokens_read} tokens read in {r.seconds:.0f} s ({r.tokens_per_second:.0f} tokens/s), {r.cycles} cycles, "
         f"{r.slots} of {r.budget} slots held; answered in {u.answer_seconds:.1f} s; "
-        f"peak memory {u.peak_memory_bytes / 1e6:.0f} MB, of it the pot {u.pot_bytes / 1e6:.0f} MB"
+        f"pot {u.pot_bytes / 1e6:.0f} MB, peak memory of the process {u.peak_memory_bytes / 1e6:.0f} MB"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any
 
@@ -71,6 +71,9 @@ class InfiniPot:
         if config is not None and (budget is not None or knobs):
             raise BudgetError("give either a whole config, or budget and knobs, not both.")
         # Wrong settings are refused before gigabytes are loaded.
+        unknown = sorted(set(knobs) - {f.name for f in fields(PotConfig)})
+        if unknown:
+            raise BudgetError(f"unknown setting {unknown[0]!r}: PotConfig lists the settings there are.")
         settings: dict[str, Any] = knobs if budget is None else {**knobs, "budget": budget}
         asked = config or PotConfig(**settings)
         adapter, codec = load_model(model, device=device, dtype=dtype, download=download)
@@ -110,6 +113,8 @@ class InfiniPot:
         several = (documents,) if isinstance(documents, Document) else tuple(documents)
         if not several:
             raise DocumentError("no document was given: name at least one.")
+        if not all(isinstance(d, Document) for d in several):
+            raise DocumentError("this is no Document: load a file with Document.from_file(path) first.")
         config, form = self.config, self.form
         if question is not None:
             catalysts = [form.question(question)]
@@ -148,7 +153,7 @@ class InfiniPot:
         """Return the questions that stand in for unknown ones, in the language of the documents."""
         if self.config.catalysts is not None:
             return self.config.catalysts
-        return GENERIC[dominant_language("\n".join(d.text[:20_000] for d in documents))]
+        return GENERIC[dominant_language("\n".join(d.text for d in documents))]
 
     def close(self) -> None:
         """Give the model back as it was before it was switched to reading through slots."""

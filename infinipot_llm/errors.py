@@ -15,6 +15,10 @@ class ModelError(InfiniPotError):
     """A model cannot be used: unknown, not fetched, of an unsupported architecture, or failing its self-check."""
 
 
+class ModelNotFetchedError(ModelError):
+    """A model is known, but its files are not on this machine; the sentence names the command that fetches them."""
+
+
 class BudgetError(InfiniPotError, ValueError):
     """A budget or another setting does not fit the model, the question or the answer."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.documents.clean import one_line
-from infinipot_llm.errors import ModelError
+from infinipot_llm.errors import BudgetError, ModelError, ModelNotFetchedError
 
 HOSTED_ENCODING = "o200k_base"
 _HOSTED_FILE = "fb374d419588a4632f3f557e76b4b70aebbca790"  # the name under which tiktoken keeps this encoding
@@ -70,55 +71,60 @@ def hosted_tokens(documents: Sequence[Document]) -> tuple[int, bool]:
     return sum(len(encoding.encode(d.text, disallowed_special=())) for d in documents), True
 
 
-def reading_cost(config: Any, tokens: int, budget: int, kept: float, catalyst: int, reserve: int) -> Cost:
+def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, prefix: int, asked: int) -> Cost:
     """Work out bytes and operations from a model's configuration.
 
     Args:
-        config: The model's (text) configuration, as transformers reads it.
+        model_config: The model's (text) configuration, as transformers reads it.
+        config: How the text would be read.
+        size: Bytes of a number, in the dtype that the model would run in.
         tokens: Tokens of the text.
-        budget: Slots of the pot.
-        kept: Share of the slots kept at a distillation.
-        catalyst: Tokens of all catalysts together.
-        reserve: Slots left free for question and answer.
+        prefix: Tokens of the prompt before it.
+        asked: Tokens of the question and the prompt around it; they are also the catalyst.
 
     Raises:
-        ModelError: The configuration lacks the sizes of a decoder.
+        ModelError: The configuration is not that of a decoder.
+        BudgetError: The budget does not fit the model, or has no room for prompt, question and answer.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from infinipot_llm.pot.policies import make_policy
+    from infinipot_llm.pot.reader import plan
+
     try:
-        heads, layers = int(config.num_attention_heads), int(config.num_hidden_layers)
-        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    except AttributeError as error:
+        heads, layers = int(model_config.num_attention_heads), int(model_config.num_hidden_layers)
+        kv_heads = int(getattr(model_config, "num_key_value_heads", None) or heads)
+        head_dim = int(getattr(model_config, "head_dim", None) or model_config.hidden_size // heads)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model_config)
+    except (AttributeError, ValueError) as error:
         raise ModelError("this model's configuration is not that of a decoder: choose another model.") from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     body = sum(p.numel() for p in model.parameters() if id(p) not in outside)
-    head = int(config.hidden_size) * int(config.vocab_size)
+    head = int(model_config.hidden_size) * int(model_config.vocab_size)
 
-    size = (config.dtype or torch.float32).itemsize
+    window = int(getattr(model_config, "max_position_embeddings", 0) or sys.maxsize)
+    if config.budget > window:
+        raise BudgetError(f"a budget of {config.budget} is beyond the {window} positions this model was trained on.")
+    policy = make_policy(config)
+    catalyst = asked if policy.wants_importance else 0
+    divided = plan(config, window, tokens, prefix, catalyst, asked + config.max_new_tokens)
+    cycles = divided.cycles(prefix, tokens)
     slot = 2 * layers * kv_heads * head_dim * size
     pair = 4 * layers * heads * head_dim  # operations per query token and slot it sees
-
-    def dense(n: float) -> float:
-        return 2.0 * body * n
-
-    full = dense(tokens) + pair * tokens * tokens / 2
-    room = budget - reserve
-    if tokens <= room:
-        return Cost(budget, budget * slot * 3 // 2, tokens * slot, full, full, 0)
-    freed = max(1, room - int(kept * room))
-    cycles = -(-(tokens - room) // freed)
-    seen = room * (1 + kept) / 2  # slots that an average token sees
-    pot = dense(tokens) + pair * tokens * seen + 2.0 * head * tokens  # the last: novelty's logits
-    pot += cycles * (dense(catalyst) + pair * catalyst * room)
-    return Cost(budget, budget * slot * 3 // 2, tokens * slot, pot, full, cycles)
+    full = 2.0 * body * tokens + pair * tokens * tokens / 2
+    pot = full
+    if cycles:
+        pot = 2.0 * body * tokens + pair * tokens * (divided.room + divided.kept) / 2
+        pot += cycles * (2.0 * body * catalyst + pair * catalyst * divided.room)
+        pot += 2.0 * head * tokens if policy.wants_novelty else 0.0
+    return Cost(config.budget, config.budget * slot * 3 // 2, tokens * slot, pot, full, cycles)
 
 
-def gather(documents: Sequence[Document], config: PotConfig, model: str, price: float | None) -> dict[str, Any]:
+def gather(
+    documents: Sequence[Document], config: PotConfig, model: str, device: str, dtype: str, price: float | None
+) -> dict[str, Any]:
     """Collect what `infinipot info` says, as plain JSON values.
 
     Args:
@@ -126,6 +132,8 @@ def gather(documents: Sequence[Document], config: PotConfig, model: str, price: 
         config: How they would be read.
         model: Name of the model whose tokenizer counts; when it is not on this machine, tokens are estimated and the
             values say so.
+        device: Where the model would run.
+        dtype: In what.
         price: Of a hosted model, per million input tokens; None shows no cost.
     """
     hosted, counted = hosted_tokens(documents)
@@ -146,17 +154,20 @@ def gather(documents: Sequence[Document], config: PotConfig, model: str, price: 
     }
     if price is not None:
         values["hosted_cost_per_question"] = round(hosted * price / 1e6, 6)
-    from infinipot_llm.models.load import load_facts
+    from infinipot_llm.answering.prompt import PromptForm
+    from infinipot_llm.models.load import choose_device, choose_dtype, load_facts
     from infinipot_llm.models.text import TextCodec
 
+    size = choose_dtype(dtype, choose_device(device)).itemsize
     try:
         model_config, tokenizer = load_facts(model)
-    except ModelError as error:
+    except ModelNotFetchedError as error:
         return {**values, "tokens": estimate_tokens(documents), "tokens_counted": False, "model_note": str(error)}
-    tokens = len(TextCodec(tokenizer).document(documents))
-    budget = min(config.budget, int(getattr(model_config, "max_position_embeddings", 0) or config.budget))
-    reserve = config.question_tokens + config.max_new_tokens
-    cost = reading_cost(model_config, tokens, budget, config.kept, config.question_tokens, reserve)
+    codec = TextCodec(tokenizer)
+    form = PromptForm.for_tokenizer(codec)
+    tokens = len(codec.document(documents))
+    asked = len(form.question("?")) + config.question_tokens
+    cost = reading_cost(model_config, config, size, tokens, len(form.prefix), asked)
     reading = {
         "budget": cost.budget,
         "cycles": cost.cycles,

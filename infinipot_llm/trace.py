@@ -29,18 +29,23 @@ class Trace:
         origins = cycle.before.reshape(heads, -1).to(torch.int64)
         kept = origins.gather(1, cycle.kept.reshape(heads, -1))
         reasons = cycle.reasons.reshape(heads, -1)
-        rows = []
-        for token in sorted(set(origins[origins >= 0].tolist())):
-            here = kept == token
-            why = {r.name.lower(): int((here & (reasons == r)).sum()) for r in Reason}
-            rows.append(
-                {
-                    "token": token,
-                    "held_by": int((origins == token).any(1).sum()),
-                    "kept_by": int(here.any(1).sum()),
-                    "why": {name: n for name, n in why.items() if n},
-                }
-            )
+        tokens = origins[origins >= 0].unique()  # sorted
+
+        def per_token(where: torch.Tensor) -> list[int]:
+            return torch.bincount(torch.searchsorted(tokens, where), minlength=len(tokens)).tolist()
+
+        document = kept >= 0
+        held_by, kept_by = per_token(origins[origins >= 0]), per_token(kept[document])
+        why = {r.name.lower(): per_token(kept[document & (reasons == r)]) for r in Reason}
+        rows = [
+            {
+                "token": token,
+                "held_by": held_by[n],
+                "kept_by": kept_by[n],
+                "why": {name: counts[n] for name, counts in why.items() if counts[n]},
+            }
+            for n, token in enumerate(tokens.tolist())
+        ]
         self.cycles.append(
             {
                 "cycle": cycle.number,

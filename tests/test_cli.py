@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,9 @@ def test_info(run: Run, model_folder: Path, papers: Path) -> None:
     assert values["documents"][0]["empty_pages"] == []
     assert values["tokens_counted"] is True
     assert values["reading"]["full_cache_bytes"] == values["tokens"] * 2 * 3 * 2 * 16 * 4
+    assert values["reading"]["pot_bytes"] == 4096 * 2 * 3 * 2 * 16 * 4 * 3 // 2
+    assert values["reading"]["cycles"] == 0
+    assert values["reading"]["pot_flops"] == values["reading"]["full_cache_flops"]
     assert values["hosted_cost_per_question"] == pytest.approx(values["hosted_tokens"] * 2e-6)
 
 
@@ -162,10 +166,8 @@ def test_models_list(run: Run) -> None:
         ("good.txt", ("--budget", 9000), "4096 positions"),
         ("good.txt", ("--kept", 1.5), "kept"),
         ("good.txt", ("--temperature", -1), "temperature"),
-        ("good.txt", ("--policy", "best"), "infinipot"),
         ("good.txt", ("--device", "gpu9"), "device"),
         ("good.txt", ("--device", "cuda:7"), "cuda:7"),
-        ("good.txt", ("--dtype", "int3"), "dtype"),
         ("good.txt", ("--model", "gpt-9"), "smollm2-135m"),
         ("good.txt", ("--model", "smollm2-135m"), "infinipot models get smollm2-135m"),
         ("good.txt", ("--model", "nobody/nothing"), "infinipot models get nobody/nothing"),
@@ -193,20 +195,59 @@ def test_empty_question(run: Run, papers: Path, question: str) -> None:
 def test_wrong_usage_exits_2(run: Run, papers: Path) -> None:
     assert run("ask", papers / "good.txt")[0] == 2
     assert run("sing")[0] == 2
+    assert run("ask", papers / "good.txt", "When?", "--dtype", "int3")[0] == 2
+    assert run("ask", papers / "good.txt", "When?", "--policy", "best")[0] == 2
+    assert run("ask", papers / "good.txt", "When?", "--seed", 1)[0] == 2
+    assert "the question" in run("ask", papers / "good.txt", papers / "good.pdf")[2]
+    assert "in quotes" in run("ask", papers / "good.txt")[2]
+    assert run("info", papers / "good.txt", "--price-per-million", -1)[0] == 2
     assert run("trace", papers / "good.txt", "-q", "x", "--slots", 8, "--budget", 64)[0] == 2
 
 
 def test_an_unsupported_architecture_is_refused(
-    run: Run, papers: Path, tmp_path_factory: pytest.TempPathFactory
+    run: Run, papers: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("gpt2")
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=264)).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    capsys.readouterr()
+    code, out, err = run("ask", papers / "good.txt", "When?", "--model", folder)
+    assert (code, out) == (2, "")
+    assert "gpt2" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_incomplete_and_damaged_weights_are_refused(
+    run: Run, model_folder: Path, papers: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("lacking")
+    shutil.copytree(model_folder, folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     code, _, err = run("ask", papers / "good.txt", "When?", "--model", folder)
     assert code == 2
-    assert "gpt2" in err
+    assert "layers.1.mlp.up_proj" in err
+    whole = (model_folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    code, _, err = run("ask", papers / "good.txt", "When?", "--model", folder)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_info_estimates_operations_and_refuses_what_ask_refuses(run: Run, model_folder: Path, papers: Path) -> None:
+    shared = ("info", papers / "good.txt", "--model", model_folder, "--json", "--budget")
+    small = json.loads(run(*shared, 640)[1])["reading"]
+    whole = json.loads(run(*shared, 4096)[1])["reading"]
+    assert small["cycles"] > 0
+    assert small["pot_bytes"] * 4096 == whole["pot_bytes"] * 640
+    assert run(*shared, 100)[0] == 2
+    assert run(*shared, 9000)[0] == 2
+    assert run("info", papers / "good.txt", "--model", "gpt-9")[0] == 2
 
 
 def test_interrupt_while_reading_ends_cleanly(

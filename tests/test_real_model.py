@@ -134,7 +134,8 @@ def test_other_scripts_are_read_and_quoted(default_llm: InfiniPot) -> None:
     ):
         answer = default_llm.ask(Document.from_text(text), question)
         assert gold in answer.text, answer.text
-        assert all(c.quote in text for c in answer.citations)
+        assert gold in answer.citations[0].quote
+        assert answer.citations[0].quote in text
 
 
 def test_a_question_after_a_reading_without_one(default_llm: InfiniPot, planted: Document) -> None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from infinipot_llm.answering.answer import Citation
+from infinipot_llm.documents import Span
 from infinipot_llm.documents.sentences import sentence_at
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TokenizedText
@@ -88,14 +90,14 @@ def cite(
             return ()
         whole = _log_probability(adapter, pot, question, answer, None)
         drops = []
-        for start, end in passages:
+        for start, end in (passage.tokens for passage in passages):
             hidden = (pot.origin >= start) & (pot.origin < end)  # [L, K, S]
             drops.append(whole - _log_probability(adapter, pot, question, answer, hidden))
     order = sorted(range(len(passages)), key=lambda i: -drops[i])
     best = drops[order[0]]
     chosen = [i for i in order if drops[i] >= max(LEAST_DROP, SHARE_OF_FIRST * best)][:limit]
     total = sum(max(d, 0.0) for d in drops) or 1.0
-    return tuple(_citation(text, *passages[i], drops[i] / total) for i in chosen)
+    return tuple(_citation(passages[i].span, drops[i] / total) for i in chosen)
 
 
 def says_nothing_found(answer_text: str) -> bool:
@@ -123,25 +125,32 @@ def _attention_by_token(
     return total.cpu()
 
 
-def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> list[tuple[int, int]]:
-    """Return the token ranges of the sentences looked at most, those that share words with the answer first."""
+@dataclass(frozen=True)
+class _Passage:
+    """A sentence of a document and its tokens [a, b)."""
+
+    span: Span
+    tokens: tuple[int, int]
+    score: float
+
+
+def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> list[_Passage]:
+    """Return the sentences looked at most, those that share words with the answer first."""
     words = {w.casefold() for w in _WORD.findall(answer_text)}
-    scores: dict[tuple[int, int], float] = {}
+    found: list[_Passage] = []
     for token in looked_at.topk(min(256, len(looked_at))).indices.tolist():
         span = text.span(token)
-        if not span.text.strip():
+        if not span.text.strip() or any(p.tokens[0] <= token < p.tokens[1] for p in found):
             continue
         where = text.document_of(token)
         document = text.documents[where]
         page = document.pages[span.page - 1]
         start, end = sentence_at(document.text, max(span.start, page.start), page.start, page.end)
         tokens = text.tokens_in(where, start, end)
-        if tokens in scores:
-            continue
         shared = sum(len(w) for w in {w.casefold() for w in _WORD.findall(document.text[start:end])} & words)
         mass = float(looked_at[tokens[0] : tokens[1]].sum())
-        scores[tokens] = mass * (1.0 + shared)
-    return sorted(scores, key=lambda t: -scores[t])[:CANDIDATES]
+        found.append(_Passage(document.span(start, end), tokens, mass * (1.0 + shared)))
+    return sorted(found, key=lambda p: -p.score)[:CANDIDATES]
 
 
 def _log_probability(
@@ -156,22 +165,7 @@ def _log_probability(
     return -float(surprise(adapter, before, ids[len(question) :]).sum())
 
 
-def _citation(text: TokenizedText, start: int, end: int, score: float) -> Citation:
-    """Turn a token range into a citation whose quote is the document's own text."""
-    span = text.span(start, end)
-    document = text.documents[text.document_of(start)]
-    quote = document.text[span.start : span.end]
-    lead = len(quote) - len(quote.lstrip())
-    tail = len(quote.rstrip())
-    span = document.span(span.start + lead, span.start + tail) if tail > lead else span
-    return Citation(
-        span.document,
-        span.page,
-        span.page_label,
-        span.start,
-        span.end,
-        span.text,
-        round(score, 4),
-        span.speaker,
-        span.time,
-    )
+def _citation(span: Span, score: float) -> Citation:
+    """Turn a sentence into a citation; its quote is the document's own text."""
+    where = (span.document, span.page, span.page_label, span.start, span.end)
+    return Citation(*where, span.text, round(score, 4), span.speaker, span.time)

@@ -83,7 +83,7 @@ def decode(
         question: Tokens behind the document, up to the start of the answer.
         sampling: How to decode.
         on_text: Given the answer piece by piece, as it is decoded.
-        cancelled: Asked before every token; True ends the answer.
+        cancelled: Asked after every token; True ends the answer.
 
     Raises:
         QuestionError: Question and answer do not fit into the free slots.
@@ -94,12 +94,14 @@ def decode(
             f"question ({len(question)} tokens) and answer ({sampling.max_new_tokens}) need more than the {free} free "
             "slots: ask more briefly, lower max_new_tokens, or read again with this question or a larger budget."
         )
+    adapter.check_open()
     ids = torch.tensor([list(question)], dtype=torch.long, device=adapter.device)  # [1, Q]
     feed = _Feed(codec.tokenizer, on_text, sampling.stop) if on_text is not None else None
     gone = _Cancelled(cancelled or (lambda: False))
     stopping = StoppingCriteriaList([gone, _Stopped(codec, sampling.stop, len(question))])
     config = _generation_config(adapter, codec, sampling)
-    with adapter.lock, pot.scratch():
+    devices = [adapter.device] if adapter.device.type == "cuda" else []
+    with adapter.lock, pot.scratch(), torch.random.fork_rng(devices, enabled=sampling.seed is not None):
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         own, adapter.model.generation_config = adapter.model.generation_config, GenerationConfig()

@@ -10,10 +10,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from infinipot_llm.answering.answer import Answer, Usage
+from infinipot_llm.answering.answer import Answer, Citation, Usage
 from infinipot_llm.answering.citations import cite
 from infinipot_llm.answering.decode import Decoded, OnText, Sampling, decode
 from infinipot_llm.answering.prompt import PromptForm
@@ -63,7 +64,7 @@ class DocumentMemory:
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        stop: tuple[str, ...] = (),
+        stop: str | Sequence[str] = (),
         seed: int | None = None,
         citations: bool = True,
         on_text: OnText | None = None,
@@ -76,11 +77,12 @@ class DocumentMemory:
             max_new_tokens: Limit of the answer; None: the one that was reserved when reading.
             temperature: 0 decodes greedily.
             top_p: Nucleus, when the temperature is above 0.
-            stop: Texts that end the answer.
+            stop: A text, or texts, that end the answer.
             seed: Of the sampling.
             citations: Whether to look for the passages that the answer rests on (some forward passes more).
             on_text: Given the answer piece by piece.
-            cancelled: Asked before every token; True ends the answer with finish_reason "cancelled".
+            cancelled: Asked while waiting for the model and after every token; True ends the answer, with
+                finish_reason "cancelled".
 
         Raises:
             QuestionError: The question is empty, or does not fit into the free slots with its answer.
@@ -88,14 +90,18 @@ class DocumentMemory:
         started = time.perf_counter()
         asked = self._form.question(question)
         limit = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        sampling = Sampling(limit, temperature, top_p, tuple(stop), seed)
-        with self._adapter.lock:
-            said = decode(
-                self._adapter, self._form.codec, self.pot, asked, sampling, on_text=on_text, cancelled=cancelled
-            )
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        sampling = Sampling(limit, temperature, top_p, stops, seed)
+        said = Decoded((), "", "cancelled")
+        found: tuple[Citation, ...] = ()
+        with self._turn(cancelled) as mine:
+            if mine:
+                said = decode(
+                    self._adapter, self._form.codec, self.pot, asked, sampling, on_text=on_text, cancelled=cancelled
+                )
             seconds = time.perf_counter() - started
-            wanted = citations and said.finish_reason != "cancelled"
-            found = cite(self._adapter, self.pot, self.text, asked, self._visible(said), said.text) if wanted else ()
+            if citations and said.finish_reason != "cancelled":
+                found = cite(self._adapter, self.pot, self.text, asked, self._visible(said), said.text)
         usage = Usage(
             read=self.stats,
             question_tokens=len(asked),
@@ -107,7 +113,7 @@ class DocumentMemory:
         return Answer(said.text, found, said.finish_reason, usage)
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
-        """Yield the answer piece by piece; takes the options of `ask`.
+        """Yield the answer piece by piece, without citations; takes the sampling options of `ask`.
 
         The decoding runs in a thread: an error there is raised here, and leaving the loop ends the decoding.
         """
@@ -131,6 +137,18 @@ class DocumentMemory:
         finally:
             gone.set()
             worker.join()
+
+    @contextmanager
+    def _turn(self, cancelled: Callable[[], bool] | None) -> Iterator[bool]:
+        """Wait for the model; yields False when the caller went away before it was free."""
+        while not self._adapter.lock.acquire(timeout=0.1):
+            if cancelled is not None and cancelled():
+                yield False
+                return
+        try:
+            yield True
+        finally:
+            self._adapter.lock.release()
 
     def _visible(self, said: Decoded) -> list[int]:
         """Return the answer's tokens without control tokens, which rest on nothing."""

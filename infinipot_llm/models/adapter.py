@@ -48,8 +48,10 @@ class Adapter:
         """Switch the seam on.
 
         Raises:
-            ModelError: The model is no decoder with rotary positions that the seam can be put on.
+            ModelError: The model is no decoder with rotary positions that the seam can be put on, or is in use already.
         """
+        if model.config._attn_implementation == attention.NAME:
+            raise ModelError("this model already reads through slots: close() the other InfiniPot first, or share it.")
         self.model = model.eval()
         self.lock = threading.RLock()
         self.config = model.config.get_text_config(decoder=True)
@@ -78,31 +80,32 @@ class Adapter:
         """V, the number of rows of the output head."""
         return int(self.head.weight.shape[0])
 
-    def parameters(self) -> int:
-        """Weights of the body, embeddings and head left out: what one token costs is twice this in FLOPs."""
-        skip = {id(self.head.weight), id(self.model.get_input_embeddings().weight)}
-        return sum(p.numel() for p in self.model.parameters() if id(p) not in skip)
-
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in a plain cache, over all layers."""
-        per_layer = 2 * int(self.config.num_key_value_heads) * int(self.attentions[0].head_dim)
-        return self.layers * per_layer * self.dtype.itemsize
-
     def open(self) -> None:
         """Switch the seam on; no effect when it is on."""
-        if self._hooks:
-            return
-        AttentionInterface.register(attention.NAME, attention.slot_attention)
-        AttentionMaskInterface.register(attention.NAME, _no_mask)
-        self._hooks = [a.register_forward_pre_hook(_hand_over, with_kwargs=True) for a in self.attentions]
-        self.model.set_attn_implementation(attention.NAME)
+        with self.lock:
+            if self._hooks:
+                return
+            AttentionInterface.register(attention.NAME, attention.slot_attention)
+            AttentionMaskInterface.register(attention.NAME, _no_mask)
+            self._hooks = [a.register_forward_pre_hook(_hand_over, with_kwargs=True) for a in self.attentions]
+            self.model.set_attn_implementation(attention.NAME)
 
     def close(self) -> None:
-        """Switch the seam off: the model is again, bit for bit, the one that was given."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self.model.set_attn_implementation(self._before)
+        """Switch the seam off: the model computes again, bit for bit, what it did before (in eval mode)."""
+        with self.lock:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
+            self.model.set_attn_implementation(self._before)
+
+    def check_open(self) -> None:
+        """Refuse to go on with a closed model, whose keys would be rotated twice.
+
+        Raises:
+            ModelError: The seam is off.
+        """
+        if not self._hooks:
+            raise ModelError("this model was closed: load it again, or ask before leaving the with block.")
 
     def check_budget(self, budget: int) -> None:
         """Refuse a budget that this model cannot position.
@@ -149,6 +152,7 @@ class Adapter:
         Returns:
             Hidden states before the output head, [C, E].
         """
+        self.check_open()
         with torch.no_grad():
             out = self.backbone(input_ids=ids[None].to(self.device), past_key_values=cache, use_cache=True)
         return out.last_hidden_state[0]
@@ -175,11 +179,17 @@ class Adapter:
         tokens = min(SELF_CHECK_TOKENS, self.window)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, self.vocabulary, (tokens,), generator=generator)
+        bounds = [0, tokens // 2, tokens // 2 + 1, tokens]
         with self.lock, torch.no_grad():
             self.close()
             plain = self.model(input_ids=ids[None].to(self.device), use_cache=False).logits[0].to(torch.float32)
             self.open()
-            bounds = [0, tokens // 2, tokens // 2 + 1, tokens]
+            if not bool(plain.isfinite().all()):
+                self.close()
+                raise ModelError(
+                    f"this model's logits are not finite in {self.dtype} on {self.device}: choose another --dtype, "
+                    "float32 for example, or fetch the model again."
+                )
             try:
                 cache = self.new_cache(tokens)
                 ours = self.logits(torch.cat([self.forward(ids[a:b], cache) for a, b in pairwise(bounds) if b > a]))

@@ -76,11 +76,29 @@ def slot_attention(
     bias = causal_bias(C, S, dtype=query.dtype, device=query.device)  # [C, S]
     if query.device.type == "cpu":
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=H != K)
-    else:  # fused kernels take a mask only where query and key heads agree in number: fold the G heads into rows
-        rows = bias.expand(H // K, C, S).reshape(H // K * C, S)
-        folded = query.reshape(B, K, H // K * C, D)
-        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling).reshape(B, H, C, -1)
+    else:
+        out = attend_folded(query, key, value, bias, scaling)
     return out.transpose(1, 2), None  # [B, C, H, Dv]
+
+
+def attend_folded(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    """Attend with the G query heads of a KV head as rows: GPU kernels take a mask only where heads agree in number.
+
+    Args:
+        query: [B, H, C, D].
+        key: [B, K, S, D].
+        value: [B, K, S, Dv].
+        bias: [C, S].
+        scaling: Softmax scaling.
+
+    Returns:
+        [B, H, C, Dv].
+    """
+    B, H, C, D = query.shape
+    K, S = key.shape[1], key.shape[2]
+    rows = bias.expand(H // K, C, S).reshape(H // K * C, S)
+    folded = query.reshape(B, K, H // K * C, D)
+    return F.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling).reshape(B, H, C, -1)
 
 
 def _attend_but_hidden(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scaling: float) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from infinipot_llm.errors import ModelError
+from infinipot_llm.errors import ModelError, ModelNotFetchedError
 from infinipot_llm.models import catalogue
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.convert import check_files, verify_tokenizer
@@ -53,15 +54,26 @@ def load_model(
         with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=kind, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            ).to(where)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=kind,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            for problem in ("missing_keys", "mismatched_keys"):  # the library would fill these in at random
+                if wrong := sorted(map(str, loading.get(problem) or ())):
+                    raise ModelError(
+                        f"the weights in {name!r} lack {wrong[0]}, or have it in another shape: fetch them again."
+                    )
+            adapter = Adapter(model.to(where))
+            adapter.self_check()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {name!r} cannot be loaded: {_first_line(error)}") from error
-    if (folder / "manifest.json").exists():
+    if name in catalogue.CATALOGUE:
         verify_tokenizer(tokenizer, folder)
-    adapter = Adapter(model)
-    adapter.self_check()
     return adapter, TextCodec(tokenizer)
 
 
@@ -95,7 +107,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.float16 if device.type == "mps" else torch.float32
     if dtype not in names:
         raise ModelError(f"unknown dtype {dtype!r}: give auto, {', '.join(names)}.")
@@ -131,7 +143,9 @@ def find_folder(name: str, download: bool) -> Path:
     if name in catalogue.CATALOGUE:
         if not catalogue.is_fetched(name):
             if not download:
-                raise ModelError(f"the model {name!r} is not on this machine yet: run `infinipot models get {name}`.")
+                raise ModelNotFetchedError(
+                    f"the model {name!r} is not on this machine yet: run `infinipot models get {name}`."
+                )
             fetch(name)
         folder = catalogue.model_dir(name)
         check_files(folder, full=False)
@@ -155,7 +169,7 @@ def _from_hub(name: str, download: bool) -> Path:
             raise ModelError(
                 f"{name!r} cannot be fetched: the model hub is out of reach, or switched off here."
             ) from error
-        raise ModelError(
+        raise ModelNotFetchedError(
             f"the model {name!r} is not on this machine yet: run `infinipot models get {name}`."
         ) from error
     except RepositoryNotFoundError as error:

@@ -7,6 +7,7 @@ stays ten harmless characters. Every token of a document can be traced to its ch
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -80,6 +81,7 @@ class TextCodec:
                 "this model's tokenizer has no fast version, which character offsets need: choose another model."
             )
         self.tokenizer = tokenizer
+        self._lock = threading.RLock()  # a fast tokenizer keeps "split special tokens" as state of its own
         added = tokenizer.get_added_vocab()
         self._added_ids = np.asarray(sorted(added.values()), dtype=np.int64)
         literals = sorted((t for t in added if len(t) > 1), key=len, reverse=True)
@@ -88,7 +90,8 @@ class TextCodec:
 
     def trusted(self, text: str) -> list[int]:
         """Tokenise a template piece: control tokens written in it become control tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        with self._lock:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def untrusted(self, text: str) -> list[int]:
         """Tokenise text from outside: it never becomes a control token."""
@@ -131,9 +134,10 @@ class TextCodec:
         """Yield (ids [n], offsets [n, 2]) of consecutive blocks of untrusted text."""
         cuts = self._cuts(text)
         for start, end in pairwise(cuts):
-            encoded = self.tokenizer(
-                text[start:end], add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
-            )
+            with self._lock:
+                encoded = self.tokenizer(
+                    text[start:end], add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+                )
             ids = np.asarray(encoded["input_ids"], dtype=np.int32).reshape(-1)
             if np.isin(ids, self._added_ids).any():
                 raise ModelError("this tokenizer turns plain text into control tokens: it cannot be used safely here.")

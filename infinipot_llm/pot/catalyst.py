@@ -33,11 +33,13 @@ def attention_received(query: Tensor, key: Tensor, scaling: float, reduce: Liter
         [K, S] float32.
     """
     K, S, D = key.shape[1:]
-    grouped = query[0].reshape(K, -1, D).to(torch.float32)  # [K, G * P, D]
-    weights = torch.softmax(grouped @ key[0].to(torch.float32).transpose(1, 2) * scaling, dim=-1)
-    weights = weights.reshape(K, -1, query.shape[2], S)  # [K, G, P, S]
-    over_tokens = weights.sum(dim=2) if reduce == "sum" else weights.amax(dim=2)  # [K, G, S]
-    return over_tokens.mean(dim=1)
+    P = query.shape[2]
+    grouped = query[0].reshape(K, -1, D)  # [K, G * P, D]
+    received = []
+    for q, k in zip(grouped, key[0], strict=True):  # head by head: all weights at once would be large
+        weights = torch.softmax(q.to(torch.float32) @ k.to(torch.float32).T * scaling, dim=-1).reshape(-1, P, S)
+        received.append((weights.sum(dim=1) if reduce == "sum" else weights.amax(dim=1)).mean(dim=0))  # [S]
+    return torch.stack(received)
 
 
 def importance(

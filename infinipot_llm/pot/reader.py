@@ -91,7 +91,9 @@ class Reader:
         adapter, config = self.adapter, self.config
         prompts = [torch.tensor(list(c), dtype=torch.long) for c in catalysts] if self.policy.wants_importance else []
         longest = max((len(p) for p in prompts), default=0)
-        room, kept, pinned = self._plan(len(text), len(prefix), longest, reserve)
+        adapter.check_budget(config.budget)
+        divided = plan(config, adapter.window, len(text), len(prefix), longest, reserve)
+        room, kept, pinned = divided.room, divided.kept, divided.pinned
         started = time.perf_counter()
         pot = Pot(adapter, config.budget)
         stats = ReadStats(len(text), budget=config.budget)
@@ -128,22 +130,56 @@ class Reader:
         pot.pinned = min(pinned, pot.length)
         return pot, stats
 
-    def _plan(self, tokens: int, prefix: int, catalyst: int, reserve: int) -> tuple[int, int, int]:
-        """Divide the budget: slots for prefix and text, slots kept at a distillation, slots pinned.
 
-        A text that fits whole needs no room for a catalyst, since no distillation happens.
-        """
-        budget = self.config.budget
-        self.adapter.check_budget(budget)
-        if prefix + tokens + reserve <= budget:
-            return budget - reserve, budget - reserve, prefix
-        room = budget - max(reserve, catalyst)
-        pinned = max(prefix, min(self.config.sink_tokens, room // 4))
-        kept = min(room - 1, pinned + max(1, int(self.config.kept * (room - pinned))))
-        if room - pinned < 3:
-            least = max(reserve, catalyst) + prefix + 3
-            raise BudgetError(
-                f"a budget of {budget} has no room for prompt ({prefix}), catalyst ({catalyst}), question and answer "
-                f"({reserve}): choose a budget of at least {least}, or a smaller max_new_tokens."
-            )
-        return room, kept, pinned
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a budget is divided.
+
+    Attributes:
+        room: Slots for prefix and text.
+        kept: Slots that a distillation keeps, the pinned ones included.
+        pinned: The first slots, never dropped.
+    """
+
+    room: int
+    kept: int
+    pinned: int
+
+    def cycles(self, prefix: int, tokens: int) -> int:
+        """Return how many distillations a text of `tokens` tokens takes."""
+        return max(0, -(-(prefix + tokens - self.room) // (self.room - self.kept))) if self.room > self.kept else 0
+
+
+def plan(config: PotConfig, window: int, tokens: int, prefix: int, catalyst: int, reserve: int) -> Plan:
+    """Divide the budget.
+
+    A text that fits whole needs no room for a catalyst, since no distillation happens.
+
+    Args:
+        config: Budget, kept share and sinks.
+        window: Trained context window of the model.
+        tokens: Tokens of the text.
+        prefix: Tokens before it.
+        catalyst: Tokens of the longest catalyst.
+        reserve: Slots left free for question and answer.
+
+    Raises:
+        BudgetError: The budget has no room for all that; the sentence names the least that has.
+    """
+    budget = config.budget
+    if prefix + tokens + reserve <= budget:
+        return Plan(budget - reserve, budget - reserve, prefix)
+    room = budget - max(reserve, catalyst)
+    pinned = max(prefix, min(config.sink_tokens, room // 4))
+    if room - pinned >= 3:
+        return Plan(room, min(room - 1, pinned + max(1, int(config.kept * (room - pinned)))), pinned)
+    least = max(reserve, catalyst) + prefix + 3
+    remedy = (
+        f"choose a budget of at least {least}, or a smaller max_new_tokens"
+        if least <= window
+        else f"choose a smaller max_new_tokens, since the model has only {window} positions"
+    )
+    raise BudgetError(
+        f"a budget of {budget} has no room for prompt ({prefix}), catalyst ({catalyst}), question and answer "
+        f"({reserve}): {remedy}."
+    )

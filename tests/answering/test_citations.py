@@ -119,7 +119,10 @@ def test_a_quotation_begins_with_its_first_word_though_a_token_begins_with_a_bla
     page = Page(1, "iv", 0, int(ends[-1]))
     document = Document("d", "".join(words), (page,))
     text = TokenizedText((document,), starts, starts, ends, torch.tensor([0, len(words)]).numpy())
-    found = citations_module._citation(text, 2, 5, 0.5)
+    looked_at = torch.tensor([0.1, 0.0, 0.5, 0.3, 0.2])  # most at the line break, which is no passage
+    first, second = citations_module._candidates(text, looked_at, "rebuilt")
+    assert (first.tokens, second.tokens) == ((3, 5), (0, 2))
+    found = citations_module._citation(first.span, 0.5)
     assert (found.quote, document.text[found.start : found.end]) == ("It was rebuilt.", "It was rebuilt.")
     assert (found.document, found.page, found.page_label, found.score) == ("d", 1, "iv", 0.5)
 

@@ -287,3 +287,40 @@ def test_own_catalysts_are_used(llm: InfiniPot) -> None:
         del llm.adapter.forward
     for question in ("Who?", "What else?"):
         assert lengths.count(len(other.form.question(question))) == cycles > 0
+
+
+def test_a_single_stop_text_is_one_stop_text() -> None:
+    config = PotConfig(budget=330, max_new_tokens=LIMIT, question_tokens=40)
+    with InfiniPot(Adapter(tiny_model("llama", num_hidden_layers=2)), CODEC, config) as llm:
+        memory = llm.read(Document.from_text(TEXT[:60]))
+        free = memory.ask("When?", citations=False).text
+        assert memory.ask("When?", citations=False, stop=free[0] + "\0never").text == free
+
+
+def test_wrong_arguments_are_sentences() -> None:
+    llm = InfiniPot(Adapter(tiny_model("llama", num_hidden_layers=2)), CODEC)
+    with pytest.raises(DocumentError, match="from_file"):
+        llm.read("report.pdf")  # type: ignore[arg-type]
+    llm.close()
+    with pytest.raises(BudgetError, match="novelty"):
+        InfiniPot.from_pretrained("nowhere", novelty=0.5)
+
+
+def test_leaving_a_stream_while_another_reading_goes_on() -> None:
+    config = PotConfig(budget=330, max_new_tokens=LIMIT, question_tokens=40)
+    with InfiniPot(Adapter(tiny_model("llama", num_hidden_layers=2)), CODEC, config) as llm:
+        memory = llm.read(Document.from_text(TEXT[:60]))
+        held, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with llm.adapter.lock:
+                held.set()
+                done.wait(20)
+
+        other = threading.Thread(target=hold)
+        other.start()
+        held.wait(20)
+        answer = memory.ask("When?", cancelled=lambda: True)
+        done.set()
+        other.join()
+    assert (answer.text, answer.finish_reason, answer.citations) == ("", "cancelled", ())

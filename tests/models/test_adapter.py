@@ -10,6 +10,7 @@ from conftest import FAMILIES, tiny_model
 
 from infinipot_llm.errors import BudgetError, ModelError
 from infinipot_llm.models import adapter as adapter_module
+from infinipot_llm.models import attention
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.rotation import Rotation
 from infinipot_llm.models.slots import SlotLayer
@@ -189,3 +190,46 @@ def test_keys_are_kept_unrotated_and_rotated_to_their_slots_bit_for_bit(adapter:
             once = layer.rotation(expected, 0)
             assert torch.equal(layer.rotated_keys[:, :, : layer.length], once), cycle
         adapter.forward(IDS[90 + cycle : 91 + cycle], cache)
+
+
+def test_a_closed_model_refuses_to_read_on() -> None:
+    adapter = Adapter(tiny_model("llama"))
+    cache = adapter.new_cache(20)
+    adapter.close()
+    with pytest.raises(ModelError, match="closed"):
+        adapter.forward(IDS[:4], cache)
+
+
+def test_one_model_cannot_be_switched_on_twice() -> None:
+    model = tiny_model("llama")
+    first = Adapter(model)
+    with pytest.raises(ModelError, match="already"):
+        Adapter(model)
+    first.close()
+    Adapter(model).close()
+
+
+def test_weights_that_overflow_are_refused_by_name_of_the_dtype() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.inf
+    with pytest.raises(ModelError, match="float32"):
+        Adapter(model).self_check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_passes_the_self_check(dtype: torch.dtype) -> None:
+    assert Adapter(tiny_model("qwen2").to(dtype)).self_check() < 0.1
+
+
+def test_folded_heads_attend_as_separate_ones() -> None:
+    """What GPUs run and what CPUs run are the same attention."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(1, 6, 5, 16, generator=generator), torch.randn(1, 2, 9, 16, generator=generator)
+    value = torch.randn(1, 2, 9, 16, generator=generator)
+    bias = attention.causal_bias(5, 9, dtype=torch.float32, device=torch.device("cpu"))
+    folded = attention.attend_folded(query, key, value, bias, 0.25)
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, scale=0.25, enable_gqa=True
+    )
+    assert torch.allclose(folded, plain, atol=1e-6)
