@@ -57,10 +57,10 @@ def hosted_tokens(documents: Sequence[Document]) -> tuple[int, bool]:
 
     They are counted with tiktoken when its encoding is on this machine; nothing is downloaded for it.
     """
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    file = Path(folder or Path(tempfile.gettempdir()) / "data-gym-cache") / _HOSTED_FILE
-    try:
-        on_disk = hashlib.sha256(file.read_bytes()).hexdigest() == _HOSTED_SHA256
+    usual = str(Path(tempfile.gettempdir()) / "data-gym-cache")
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", usual))
+    try:  # an empty name switches tiktoken's cache off, and it would download
+        on_disk = folder != "" and _sha256(Path(folder) / _HOSTED_FILE) == _HOSTED_SHA256
     except OSError:
         on_disk = False
     if not on_disk:
@@ -69,6 +69,10 @@ def hosted_tokens(documents: Sequence[Document]) -> tuple[int, bool]:
 
     encoding = tiktoken.get_encoding(HOSTED_ENCODING)
     return sum(len(encoding.encode(d.text, disallowed_special=())) for d in documents), True
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, prefix: int, asked: int) -> Cost:

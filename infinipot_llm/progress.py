@@ -23,7 +23,16 @@ def reading_bar(tokens: int, progress: Progress | bool | None) -> Iterator[Progr
         if not progress or not sys.stderr.isatty():
             yield None
             return
-        with tqdm(total=tokens, desc="reading", unit=" tokens", unit_scale=True, leave=False, file=sys.stderr) as bar:
+        with tqdm(
+            total=tokens,
+            desc="reading",
+            unit=" tokens",
+            unit_scale=True,
+            leave=False,
+            file=sys.stderr,
+            mininterval=0.0,
+            miniters=1,
+        ) as bar:
 
             def show(stats: ReadStats) -> None:
                 bar.set_postfix(cycles=stats.cycles, slots=stats.slots, refresh=False)
