@@ -64,6 +64,7 @@ def cite(
     answer: Sequence[int],
     answer_text: str,
     limit: int = 3,
+    question_text: str = "",
 ) -> tuple[Citation, ...]:
     """Find the passages that an answer rests on.
 
@@ -75,6 +76,7 @@ def cite(
         answer: Tokens of the answer.
         answer_text: Its text.
         limit: Most citations to give.
+        question_text: The user's question alone, to recognise passages that state the answer.
 
     Returns:
         Citations, strongest first; none when the answer is empty, says that the document does not tell, or rests on no
@@ -96,13 +98,30 @@ def cite(
     order = sorted(range(len(passages)), key=lambda i: -drops[i])
     best = drops[order[0]]
     chosen = [i for i in order if drops[i] >= max(LEAST_DROP, SHARE_OF_FIRST * best)][:limit]
+    if not chosen:  # a fact told in several places is missed in none of them: cite those that state it in so many words
+        chosen = [i for i in order if states(passages[i].span.text, question_text, answer_text)][:limit]
     total = sum(max(d, 0.0) for d in drops) or 1.0
-    return tuple(_citation(passages[i].span, drops[i] / total) for i in chosen)
+    return tuple(_citation(passages[i].span, max(drops[i], 0.0) / total) for i in chosen)
 
 
 def says_nothing_found(answer_text: str) -> bool:
     """Tell whether an answer says that the document does not tell."""
     return bool(_REFUSAL.search(answer_text[:REFUSAL_CHARACTERS]))
+
+
+def states(passage: str, question: str, answer: str) -> bool:
+    """Tell whether a passage states an answer in so many words.
+
+    It does when it holds every word that the answer adds to the question, and at least a third of the question's words
+    (short ones left out, unless they are numbers).
+    """
+
+    def content(text: str) -> set[str]:
+        return {w for w in map(str.casefold, _WORD.findall(text)) if len(w) > 3 or w[0].isdigit()}
+
+    there, asked = content(passage), content(question)
+    added = content(answer) - asked
+    return bool(added) and added <= there and bool(asked) and 3 * len(asked & there) >= len(asked)
 
 
 def _attention_by_token(

@@ -101,7 +101,8 @@ class DocumentMemory:
                 )
             seconds = time.perf_counter() - started
             if citations and said.finish_reason != "cancelled":
-                found = cite(self._adapter, self.pot, self.text, asked, self._visible(said), said.text)
+                visible = self._visible(said)
+                found = cite(self._adapter, self.pot, self.text, asked, visible, said.text, question_text=question)
         usage = Usage(
             read=self.stats,
             question_tokens=len(asked),

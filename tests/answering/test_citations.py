@@ -181,3 +181,30 @@ def test_an_answer_that_nothing_was_found(text: str) -> None:
 )
 def test_an_answer_that_says_something(text: str) -> None:
     assert not says_nothing_found(text)
+
+
+@pytest.mark.parametrize(
+    ("passage", "question", "answer", "expected"),
+    [
+        ("Mont Blanc is the highest mountain of the Alps.", "What is the highest mountain?", "It is Mont Blanc.", True),
+        ("Mont Blanc was climbed in 1786.", "What is the highest mountain?", "It is Mont Blanc.", False),
+        ("The highest mountain of Asia is Everest.", "What is the highest mountain?", "It is Mont Blanc.", False),
+        ("The bell weighs 4,215 pounds.", "How much does the bell weigh, in pounds?", "4,215", True),
+        ("The bell weighs 4,21 pounds.", "How much does the bell weigh, in pounds?", "4,215", False),
+        ("The highest mountain.", "What is the highest mountain?", "The highest mountain.", False),
+        ("Mont Blanc", "", "Mont Blanc", False),
+    ],
+)
+def test_a_passage_that_states_the_answer(passage: str, question: str, answer: str, expected: bool) -> None:
+    assert citations_module.states(passage, question, answer) is expected
+
+
+def test_a_fact_told_twice_is_cited_where_it_stands(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hiding one passage changes nothing, those that state the answer are cited, and no others."""
+    monkeypatch.setattr(citations_module, "_log_probability", lambda *_: -1.0)
+    asked, question = memory._form.question("When?"), "When was the mill burned?"
+    shared = (memory._adapter, memory.pot, memory.text, asked, [48, 49])
+    found = cite(*shared, "In 1903", question_text=question)
+    assert found
+    assert all("1903" in c.quote and "mill" in c.quote and c.score == 0.0 for c in found)
+    assert cite(*shared, "In 1999", question_text=question) == ()
