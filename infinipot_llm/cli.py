@@ -13,6 +13,7 @@ import click
 
 from infinipot_llm import __version__
 from infinipot_llm.errors import BudgetError, DocumentError, InfiniPotError, QuestionError
+from infinipot_llm.models.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from infinipot_llm.answering.answer import Answer
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-MODEL = "qwen2.5-coder-0.5b"
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto"),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
         click.option(
-            "--model", default=MODEL, show_default=True, help="A name of `models list`, a folder, or a hub id."
+            "--model", default=DEFAULT_MODEL, show_default=True, help="A name of `models list`, a folder, or a hub id."
         ),
     ):
         command = option(command)

@@ -93,8 +93,8 @@ def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, p
     import torch
     from transformers import AutoModelForCausalLM
 
+    from infinipot_llm.pot.plan import plan
     from infinipot_llm.pot.policies import make_policy
-    from infinipot_llm.pot.reader import plan
 
     try:
         heads, layers = int(model_config.num_attention_heads), int(model_config.num_hidden_layers)

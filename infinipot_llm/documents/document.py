@@ -168,6 +168,10 @@ class Document:
         """Numbers, from 1, of the pages that hold no visible text: blank ones, pictures and scans."""
         return tuple(page.number for page in self.pages if not self.text[page.start : page.end].strip())
 
+    def _check_offset(self, offset: int) -> None:
+        if not 0 <= offset <= len(self.text):
+            raise ValueError(f"offset {offset} is outside of the text of {len(self.text)} characters")
+
     def page_at(self, offset: int) -> Page:
         """Give the page that holds the character at an offset.
 
@@ -179,8 +183,7 @@ class Document:
         Raises:
             ValueError: If the offset lies outside of the text.
         """
-        if not 0 <= offset <= len(self.text):
-            raise ValueError(f"offset {offset} is outside of the text of {len(self.text)} characters")
+        self._check_offset(offset)
         return self.pages[bisect_right(self.pages, offset, key=lambda page: page.start) - 1]
 
     def turn_at(self, offset: int) -> Turn | None:
@@ -192,8 +195,7 @@ class Document:
         Raises:
             ValueError: If the offset lies outside of the text.
         """
-        if not 0 <= offset <= len(self.text):
-            raise ValueError(f"offset {offset} is outside of the text of {len(self.text)} characters")
+        self._check_offset(offset)
         index = bisect_right(self.turns, offset, key=lambda turn: turn.start) - 1
         return self.turns[index] if index >= 0 and offset < self.turns[index].end else None
 

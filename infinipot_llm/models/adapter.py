@@ -193,14 +193,8 @@ class Adapter:
             try:
                 cache = self.new_cache(tokens)
                 ours = self.logits(torch.cat([self.forward(ids[a:b], cache) for a, b in pairwise(bounds) if b > a]))
-            except (
-                RuntimeError,
-                TypeError,
-                AttributeError,
-                KeyError,
-                ValueError,
-            ) as error:  # a shape or call of its own
-                self.close()
+            except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
+                self.close()  # a family with shapes or calls of its own
                 raise ModelError(
                     f"the architecture {self.family!r} is not supported: its attention cannot be read through slots "
                     f"({type(error).__name__}); choose a Llama, Qwen2 or Qwen3 model."
