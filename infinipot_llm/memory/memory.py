@@ -74,7 +74,7 @@ class DocumentMemory:
 
         Args:
             question: What to ask.
-            max_new_tokens: Limit of the answer; None: the one that was reserved when reading.
+            max_new_tokens: Limit of the answer; None: the one reserved when reading, or what a longer question leaves.
             temperature: 0 decodes greedily.
             top_p: Nucleus, when the temperature is above 0.
             stop: A text, or texts, that end the answer.
@@ -89,7 +89,9 @@ class DocumentMemory:
         """
         started = time.perf_counter()
         asked = self._form.question(question)
-        limit = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = max_new_tokens
+        if limit is None:  # a follow-up longer than the question read with leaves less room for its answer
+            limit = max(1, min(self.config.max_new_tokens, self.pot.budget - self.pot.length - len(asked)))
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling = Sampling(limit, temperature, top_p, stops, seed)
         said = Decoded((), "", "cancelled")
