@@ -1,4 +1,4 @@
-"""PotConfig: every knob of the bounded cache in one frozen, versioned dataclass."""
+"""PotConfig: every knob of reading, keeping and recalling in one frozen, versioned dataclass."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from infinipot_llm.errors import BudgetError
 
-VERSION = 1
+VERSION = 2
 """Raised when a field changes its meaning; a saved configuration of another version is refused."""
+
+FOLLOWUPS = ("recall", "reuse", "reread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,13 @@ class PotConfig:
         chunk: Tokens per forward pass while reading. Changes speed and memory, not the result. Paper: the whole room.
         max_new_tokens: Tokens reserved inside the budget for an answer, and its default limit.
         question_tokens: Tokens reserved inside the budget for a question that is not known while reading.
+        shelf: How what was read is kept on disk for later questions: "int8", "int4" (half the bytes), or "off": then
+            the pot alone answers. Ours, not the paper's; so are the next three.
+        shelf_bytes: Most bytes of the shelf; beyond them the spans that are least novel and least attended give way.
+            None: everything stays.
+        recall: Tokens that a question brings back from the shelf.
+        followup: How a question is answered: "recall" (from the shelf), "reuse" (from the pot as it is), "reread" (the
+            document is read again, with the question as catalyst).
         policy: Name of the scoring rule in infinipot_llm/pot/policies/.
         version: Format version of this dataclass.
     """
@@ -51,6 +60,10 @@ class PotConfig:
     chunk: int = 512
     max_new_tokens: int = 256
     question_tokens: int = 128
+    shelf: Literal["int8", "int4", "off"] = "int8"
+    shelf_bytes: int | None = None
+    recall: int = 1024
+    followup: Literal["recall", "reuse", "reread"] = "recall"
     policy: str = "infinipot"
     version: int = VERSION
 
@@ -65,6 +78,7 @@ class PotConfig:
             "chunk": 1,
             "max_new_tokens": 1,
             "question_tokens": 1,
+            "recall": 1,
             "neighbours": 0,
             "sink_tokens": 0,
         }
@@ -88,6 +102,14 @@ class PotConfig:
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: give a share from 0 to 1.")
         if self.catalyst_reduce not in ("sum", "max"):
             raise BudgetError(f"catalyst_reduce is {self.catalyst_reduce!r}: give 'sum' or 'max'.")
+        if self.shelf not in ("int8", "int4", "off"):
+            raise BudgetError(f"shelf is {self.shelf!r}: give 'int8', 'int4' or 'off'.")
+        if self.followup not in FOLLOWUPS:
+            raise BudgetError(f"followup is {self.followup!r}: give one of {', '.join(FOLLOWUPS)}.")
+        if self.shelf_bytes is not None and (
+            not isinstance(self.shelf_bytes, int) or isinstance(self.shelf_bytes, bool) or self.shelf_bytes < 1
+        ):
+            raise BudgetError(f"shelf_bytes is {self.shelf_bytes!r}: give a whole number of bytes, or None.")
         if self.catalysts is not None and (not self.catalysts or not all(c.strip() for c in self.catalysts)):
             raise BudgetError("catalysts holds an empty question: give at least one, or None for the built-in set.")
         if self.version != VERSION:

@@ -1,9 +1,14 @@
-"""InfiniPot: a model, a budget, and the two things to do with them: read, and ask."""
+"""InfiniPot: a model, a budget, and what to do with them: read, ask, load what was read before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,32 +17,58 @@ from infinipot_llm.answering.prompt import GENERIC, PromptForm
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.documents.language import dominant_language
-from infinipot_llm.errors import BudgetError, DocumentError
+from infinipot_llm.errors import BudgetError, DocumentError, MemoryFileError
+from infinipot_llm.memory.file import FORMAT
+from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.memory.remember import expected_bytes, remember
+from infinipot_llm.memory.saved import fingerprints, open_memory
+from infinipot_llm.memory.setup import Setup
+from infinipot_llm.memory.store import MemoryStore
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
+from infinipot_llm.models.fingerprint import model_fingerprint
 from infinipot_llm.models.load import load_model
 from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.distill import Tracer
-from infinipot_llm.pot.reader import Progress, Reader
+from infinipot_llm.pot.plan import plan
+from infinipot_llm.pot.reader import Progress
+
+RESERVED_FOR_ANSWER = 256
+"""Slots that a reading without a question leaves for an answer from the pot, at most: a memory must not depend on how
+long an answer somebody wants later."""
+
+_log = logging.getLogger(__name__)
 
 
 class InfiniPot:
     """A local language model that reads documents of any length through a cache of fixed size."""
 
-    def __init__(self, adapter: Adapter, codec: TextCodec, config: PotConfig | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        codec: TextCodec,
+        config: PotConfig | None = None,
+        heads: Heads | None = None,
+        name: str = "",
+    ) -> None:
         """Put a loaded model to work.
 
         Args:
             adapter: The model, as models.load.load_model returns it.
             codec: Its tokenizer.
             config: Budget and scoring; None takes the defaults, with a budget no larger than the trained window.
+            name: What the model is called; saved memories note it.
+            heads: The retrieval heads; None takes a list that suits most models (see `infinipot calibrate`).
 
         Raises:
             BudgetError: The budget is beyond what the model can position.
         """
         self.adapter = adapter
+        self.name = name
+        self._setup: Setup | None = None
         self.form = PromptForm.for_tokenizer(codec)
+        self.heads = heads or Heads.default(adapter.layers, int(adapter.config.num_attention_heads))
         self.config = config or PotConfig(budget=min(PotConfig().budget, adapter.window))
         adapter.check_budget(self.config.budget)
 
@@ -79,7 +110,9 @@ class InfiniPot:
         adapter, codec = load_model(model, device=device, dtype=dtype, download=download)
         if config is None and budget is None:
             asked = replace(asked, budget=min(asked.budget, adapter.window))
-        return cls(adapter, codec, asked)
+        query_heads = int(adapter.config.num_attention_heads)
+        heads = Heads.known(model, lambda: model_fingerprint(adapter), adapter.layers, query_heads)
+        return cls(adapter, codec, asked, heads, model)
 
     def __repr__(self) -> str:
         a = self.adapter
@@ -90,15 +123,22 @@ class InfiniPot:
         documents: Document | Sequence[Document],
         *,
         question: str | None = None,
+        store: MemoryStore | None = None,
+        fresh: bool = False,
         progress: Progress | bool | None = None,
         tracer: Tracer | None = None,
     ) -> DocumentMemory:
         """Read one or several documents, whole and in order.
 
+        Without a store, the shelf is a file in the cache folder that goes when the memory does; `save` keeps it.
+
         Args:
             documents: What to read.
             question: The question that will be asked, when it is known: it then decides what is kept (the catalyst).
                 None: a set of generic questions in the document's language does.
+            store: Where memories are kept: documents read before, with this model and these settings, are not read
+                again. A memory read for a known question is not kept there.
+            fresh: Read again although the store holds them.
             progress: A callable told after every forward pass, or True for a progress bar.
             tracer: Told about every distillation.
 
@@ -109,6 +149,7 @@ class InfiniPot:
             DocumentError: There is nothing to read.
             QuestionError: The question is empty.
             BudgetError: The budget has no room for prompt, catalyst, question and answer.
+            StoreError: The disk has no room for the shelf, or the store cannot be used.
         """
         several = (documents,) if isinstance(documents, Document) else tuple(documents)
         if not several:
@@ -120,40 +161,146 @@ class InfiniPot:
             catalysts = [form.question(question)]
             reserve = len(catalysts[0]) + config.max_new_tokens
         else:
-            catalysts = [form.question(q) for q in self.generic_questions(several)]
-            reserve = len(form.question("?")) + config.question_tokens + config.max_new_tokens
+            catalysts, reserve = self._without_question(several)
         with self.adapter.lock:
             text = form.codec.document(several)
-            reader = Reader(self.adapter, config)
-            from infinipot_llm.progress import reading_bar
+        from infinipot_llm.progress import reading_bar
 
-            with reading_bar(len(text), progress) as told:
-                pot, stats = reader.read(text, form.prefix, catalysts, reserve, progress=told, tracer=tracer)
-        return DocumentMemory(self.adapter, form, text, pot, stats, config)
+        def remember_in(scratch: Path, **then: Any) -> DocumentMemory:
+            with self.adapter.lock, reading_bar(len(text), progress) as told:
+                return remember(self.setup, text, catalysts, reserve, scratch, progress=told, tracer=tracer, **then)
+
+        if store is None or question is not None or config.shelf == "off":
+            return _unstored(remember_in)
+        key = self.key(several)
+        with store.writing(key):
+            found = None if fresh else store.get(key)
+            if found is not None:
+                try:
+                    return self.load(found, documents=several)
+                except MemoryFileError as error:  # damaged, or gone in this moment: reading again mends both
+                    _log.warning("a stored memory cannot be used, its documents are read again: %s", error)
+                    store.remove(key)
+            described = {
+                "documents": [d.name for d in several][:100],
+                "tokens": len(text),
+                "model": self.adapter.family,
+            }
+            return remember_in(store.scratch(key), placed=lambda scratch: store.put(key, scratch, described))
+
+    def load(self, path: str | Path, *, documents: Sequence[Document] | None = None) -> DocumentMemory:
+        """Open a memory that was saved; nothing is read again.
+
+        Args:
+            path: What `DocumentMemory.save` or `infinipot read` wrote.
+            documents: The documents it must hold; they lend their names, which may have changed since.
+
+        Raises:
+            MemoryFileError: The file is missing, damaged, of another version or model, or holds other documents.
+        """
+        with self.adapter.lock:
+            memory = open_memory(Path(path).expanduser(), self.setup)
+        return memory if documents is None else memory.renamed(tuple(documents))
+
+    def shelf_size(self, documents: Sequence[Document]) -> tuple[int, int]:
+        """Return the tokens of documents, and the bytes that their memory will take on disk (0 without a shelf).
+
+        Raises:
+            BudgetError: Reading them would fail: the budget has no room.
+        """
+        tokens = len(self.form.codec.document(tuple(documents)))
+        catalysts, reserve = self._without_question(documents)
+        plan(self.config, self.adapter.window, tokens, len(self.form.prefix), max(map(len, catalysts)), reserve)
+        if self.config.shelf == "off":
+            return tokens, 0
+        return tokens, expected_bytes(self.setup.layout, self.config, tokens)
+
+    def key(self, documents: Sequence[Document]) -> str:
+        """Return what a memory of these documents is kept under in a store, 64 hex digits.
+
+        It covers everything that decides what reading leaves behind: the documents' contents, model, tokenizer, prompt,
+        retrieval heads and the settings of reading. The names of documents count where there are several, since the
+        model reads them.
+        """
+        asking = {"recall", "followup", "chunk"}
+        read = {k: v for k, v in self.config.to_dict().items() if k not in asking}
+        read["max_new_tokens"] = min(self.config.max_new_tokens, RESERVED_FOR_ANSWER)
+        names = [d.name for d in documents] if len(documents) > 1 else []
+        parts = [
+            FORMAT,
+            fingerprints(self.adapter, self.form),
+            self.heads.to_dict(),
+            read,
+            [d.content_hash for d in documents],
+            names,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def extend(self, memory: DocumentMemory, more: Document | Sequence[Document]) -> DocumentMemory:
+        """Read on: return a memory of the documents so far and of more behind them; the old one stays as it is.
+
+        Both share the shelf of what was read before; nothing of it is read again.
+
+        Args:
+            memory: Read by this model.
+            more: What comes next: further documents, or the next part of a transcript that grows.
+
+        Raises:
+            DocumentError: There is nothing to read.
+            StoreError: The disk has no room.
+        """
+        several = (more,) if isinstance(more, Document) else tuple(more)
+        if not several:
+            raise DocumentError("no document was given: name at least one.")
+        catalysts, reserve = self._without_question((*memory.documents, *several))
+
+        def remember_in(scratch: Path, **then: Any) -> DocumentMemory:
+            with self.adapter.lock:
+                text = self.form.codec.document(several, memory.text)
+                return remember(memory.setup, text, catalysts, reserve, scratch, base=memory, **then)
+
+        return _unstored(remember_in)
 
     def ask(
         self,
         documents: Document | Sequence[Document],
         question: str,
         *,
+        store: MemoryStore | None = None,
+        fresh: bool = False,
         progress: Progress | bool | None = None,
         **options: Any,
     ) -> Answer:
-        """Read documents with the question as catalyst, and answer it.
+        """Read documents and answer a question about them.
 
         Args:
             documents: What to read.
             question: What to ask.
+            store: As in `read`.
+            fresh: As in `read`.
             progress: As in `read`.
             **options: Options of DocumentMemory.ask.
         """
-        return self.read(documents, question=question, progress=progress).ask(question, **options)
+        return self.read(documents, store=store, fresh=fresh, progress=progress).ask(question, **options)
 
     def generic_questions(self, documents: Sequence[Document]) -> tuple[str, ...]:
         """Return the questions that stand in for unknown ones, in the language of the documents."""
         if self.config.catalysts is not None:
             return self.config.catalysts
         return GENERIC[dominant_language("\n".join(d.text for d in documents))]
+
+    @property
+    def setup(self) -> Setup:
+        """The model and its settings, as memories keep them."""
+        if self._setup is None or self._setup.config is not self.config or self._setup.heads is not self.heads:
+            self._setup = Setup(self.adapter, self.form, self.heads, self.config, self.name)
+        return self._setup
+
+    def _without_question(self, documents: Sequence[Document]) -> tuple[list[list[int]], int]:
+        """Return the catalysts for a reading without a question, and the slots to leave free behind it."""
+        catalysts = [self.form.question(q) for q in self.generic_questions(documents)]
+        answer = min(self.config.max_new_tokens, RESERVED_FOR_ANSWER)
+        return catalysts, len(self.form.question("?")) + self.config.question_tokens + answer
 
     def close(self) -> None:
         """Give the model back as it was before it was switched to reading through slots."""
@@ -166,3 +313,16 @@ class InfiniPot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _unstored(remember_in: Callable[..., DocumentMemory]) -> DocumentMemory:
+    """Read into a file that goes when the memory does; the next process clears what a killed one left."""
+    folder = MemoryStore()
+    scratch = folder.scratch(secrets.token_hex(32))
+    memory = None
+    try:
+        memory = remember_in(scratch, unused=lambda: folder.discard(scratch))
+        return memory
+    finally:
+        if memory is None or memory.shelved is None:  # it failed, or wrote nothing
+            folder.discard(scratch)

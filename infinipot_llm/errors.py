@@ -25,3 +25,11 @@ class BudgetError(InfiniPotError, ValueError):
 
 class QuestionError(InfiniPotError, ValueError):
     """A question cannot be asked: empty, or too long for the room that was kept for it."""
+
+
+class MemoryFileError(InfiniPotError):
+    """A saved memory is damaged, of another version, or was made with another model, tokenizer or prompt."""
+
+
+class StoreError(InfiniPotError):
+    """The store of memories cannot be used: a folder that is not ours, a full disk, a remote that does not answer."""

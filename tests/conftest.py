@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from infinipot_llm.config import PotConfig
 from infinipot_llm.engine import InfiniPot
+from infinipot_llm.memory.store import STORE_VARIABLE
 from infinipot_llm.models import catalogue
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
@@ -67,6 +68,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_tokens(["<tool_call>"])  # an added token that is not special, as Qwen has
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test touches the user's memories; subprocesses inherit the variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STORE_VARIABLE, str(tmp_path_factory.mktemp("store")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -56,23 +56,31 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Run = Callable[..., tuple[int, str, str]]
 
 
+def files(folder: Path) -> set[Path]:
+    return {p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Run `infinipot ARGUMENTS` in an empty folder; return exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INFINIPOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("INFINIPOT_STORE", str(tmp_path / "memories"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["infinipot", *map(str, arguments)])
+        before = files(tmp_path)
         try:
             cli.main()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()
-        assert not list(tmp_path.iterdir()), "the command left something behind"
+        new = files(tmp_path) - before
+        memories = {p for p in new if p.parent.name == "memories" and p.suffix in (".infinipot", ".json")}
+        assert new == (set() if code else memories), "the command left something behind"
         return code, out, err
 
     return call
@@ -285,3 +293,75 @@ def test_no_control_characters_of_a_document_reach_the_terminal(
     assert code == 0
     assert "red" in out
     assert not {"\x1b", "\x07", "\u202e"} & set(out + err)
+
+
+ASKED = ("--max-new-tokens", 8, "--budget", 400)
+
+
+def test_the_second_question_reads_nothing(run: Run, model_folder: Path, papers: Path) -> None:
+    first = run("ask", papers / "good.txt", "When?", "--model", model_folder, *ASKED)
+    again = run("ask", papers / "good.txt", "When?", "--model", model_folder, *ASKED)
+    assert first[0] == again[0] == 0
+    assert first[1] == again[1]
+    assert "reading 780 tokens; the shelf will take" in first[2]
+    assert "remembered in" in first[2]
+    assert "nothing is read again" in again[2]
+    fresh = run("ask", papers / "good.txt", "When?", "--model", model_folder, "--fresh", *ASKED)
+    assert "nothing is read again" not in fresh[2]
+    assert fresh[1] == first[1]
+    other = run("ask", papers / "good.txt", "When?", "--model", model_folder, "--max-new-tokens", 8, "--budget", 380)
+    assert "reading 780 tokens" in other[2], "another budget is another memory"
+
+
+def test_no_store_keeps_nothing(run: Run, model_folder: Path, papers: Path) -> None:
+    assert run("ask", papers / "good.txt", "When?", "--model", model_folder, "--no-store", *ASKED)[0] == 0
+    assert json.loads(run("store", "list", "--json")[1])["memories"] == []
+
+
+def test_store_list_rm_clear(run: Run, model_folder: Path, papers: Path) -> None:
+    assert "0 memories" in run("store", "list")[1]
+    for question, budget in (("When?", 400), ("Who?", 400), ("When?", 380)):
+        run("ask", papers / "good.txt", question, "--model", model_folder, "--max-new-tokens", 8, "--budget", budget)
+    rows = json.loads(run("store", "list", "--json")[1])["memories"]
+    assert [r["documents"] for r in rows] == [["good.txt"]] * 2
+    assert "good.txt" in run("store", "list")[1]
+    assert run("store", "rm", "nonsense")[0] == 2
+    assert run("store", "rm", rows[0]["key"][:12])[0] == 0
+    assert len(json.loads(run("store", "list", "--json")[1])["memories"]) == 1
+    assert run("store", "clear")[1] == "removed 1 memories\n"
+
+
+def test_read_info_verify_ask_and_chat_on_a_saved_memory(
+    run: Run,
+    model_folder: Path,
+    papers: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = tmp_path_factory.mktemp("saved") / "good.infinipot"
+    code, out, _ = run("read", papers / "good.txt", "-o", saved, "--model", model_folder, "--budget", 600)
+    assert code == 0
+    assert "780 tokens read" in out
+    assert run("read", papers / "good.txt", "-o", saved, "--model", model_folder)[0] == 2, "it is there already"
+    assert "whole" in run("verify", saved)[1]
+    told = json.loads(run("info", saved, "--json")[1])
+    assert told["documents"][0]["name"] == "good.txt"
+    assert told["stats"]["tokens_read"] == 780
+    assert "good.txt: 1 pages" in run("info", saved)[1]
+    direct = run("ask", papers / "good.txt", "When?", "--model", model_folder, "--budget", 600, "--json")
+    loaded = run("ask", saved, "When?", "--json")
+    assert loaded[0] == 0
+    assert json.loads(loaded[1])["text"] == json.loads(direct[1])["text"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("When?\n\nWho?\n"))
+    code, out, _ = run("chat", saved)
+    assert code == 0
+    assert out.count("check it yourself") + out.count("page 1") >= 2, "an answer to each question"
+
+    whole = bytearray(saved.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    saved.write_bytes(whole)
+    for command in (("verify", saved), ("info", saved), ("ask", saved, "When?")):
+        code, out, err = run(*command)
+        assert (code, out) == (2, "")
+        assert "damaged" in err
+        assert err.count("\n") == 1

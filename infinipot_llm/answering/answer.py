@@ -44,8 +44,10 @@ class Usage:
 
     Attributes:
         read: What reading the document cost, once.
-        question_tokens: Tokens of the question and of the prompt around it.
+        question_tokens: Tokens of the question, of the prompt around it and of earlier turns.
+        recalled_tokens: Tokens brought back from the shelf.
         answer_tokens: Tokens decoded.
+        first_token_seconds: Wall-clock time from question to first token.
         answer_seconds: Wall-clock time from question to end of answer.
         peak_memory_bytes: Highest resident memory of this process so far, or of the GPU when the model is on one.
         pot_bytes: Buffers of the pot (1.5 times plain keys and values, for the rotated working copy).
@@ -53,7 +55,9 @@ class Usage:
 
     read: ReadStats
     question_tokens: int
+    recalled_tokens: int
     answer_tokens: int
+    first_token_seconds: float
     answer_seconds: float
     peak_memory_bytes: int
     pot_bytes: int
@@ -68,12 +72,17 @@ class Answer:
         citations: At most three passages that it rests on, best first; empty when nothing can be shown.
         finish_reason: Why it ended.
         usage: What it cost.
+        supported: How many nats likelier the document makes this answer than the prompt alone does; near 0 or below,
+            the answer does not come from the document. None where it was not looked for, or the answer tells nothing.
+        notes: Sentences on what the answer could not take into account.
     """
 
     text: str
     citations: tuple[Citation, ...]
     finish_reason: FinishReason
     usage: Usage
+    supported: float | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

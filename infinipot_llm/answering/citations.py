@@ -20,6 +20,7 @@ from infinipot_llm.answering.answer import Citation
 from infinipot_llm.documents import Span
 from infinipot_llm.documents.sentences import sentence_at
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.slots import Attending
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.catalyst import attention_received
 from infinipot_llm.pot.novelty import surprise
@@ -56,7 +57,20 @@ _REFUSAL = re.compile(
 _WORD = re.compile(r"\w+(?:[.,]\d+)*")
 
 
-def cite(
+@dataclass(frozen=True)
+class Traced:
+    """Where an answer comes from.
+
+    Attributes:
+        citations: Passages that it rests on, strongest first.
+        supported: Nats by which the document makes the answer likelier than the prompt alone; None when not looked for.
+    """
+
+    citations: tuple[Citation, ...]
+    supported: float | None
+
+
+def trace(
     adapter: Adapter,
     pot: Pot,
     text: TokenizedText,
@@ -65,8 +79,8 @@ def cite(
     answer_text: str,
     limit: int = 3,
     question_text: str = "",
-) -> tuple[Citation, ...]:
-    """Find the passages that an answer rests on.
+) -> Traced:
+    """Find the passages that an answer rests on, and how far it rests on the document at all.
 
     Args:
         adapter: The model.
@@ -79,18 +93,19 @@ def cite(
         question_text: The user's question alone, to recognise passages that state the answer.
 
     Returns:
-        Citations, strongest first; none when the answer is empty, says that the document does not tell, or rests on no
-        passage that can be shown.
+        No citations when the answer is empty, says that the document does not tell, or rests on no passage that can be
+        shown.
     """
     answer = list(answer[:ANSWER_TOKENS])
     if not answer or not answer_text.strip() or says_nothing_found(answer_text):
-        return ()
+        return Traced((), None)
     with adapter.lock:
+        whole = _log_probability(adapter, pot, question, answer, None)
+        supported = whole - _log_probability(adapter, pot, question, answer, pot.origin >= 0)
         looked_at = _attention_by_token(adapter, pot, len(text), question, answer)
         passages = _candidates(text, looked_at, answer_text)
         if not passages:
-            return ()
-        whole = _log_probability(adapter, pot, question, answer, None)
+            return Traced((), supported)
         drops = []
         for start, end in (passage.tokens for passage in passages):
             hidden = (pot.origin >= start) & (pot.origin < end)  # [L, K, S]
@@ -101,7 +116,7 @@ def cite(
     if not chosen:  # a fact told in several places is missed in none of them: cite those that state it in so many words
         chosen = [i for i in order if states(passages[i].span.text, question_text, answer_text)][:limit]
     total = sum(max(d, 0.0) for d in drops) or 1.0
-    return tuple(_citation(passages[i].span, max(drops[i], 0.0) / total) for i in chosen)
+    return Traced(tuple(_citation(passages[i].span, max(drops[i], 0.0) / total) for i in chosen), supported)
 
 
 def says_nothing_found(answer_text: str) -> bool:
@@ -133,10 +148,11 @@ def _attention_by_token(
     origin = pot.origin.to(torch.int64)
     total = torch.zeros(tokens, dtype=torch.float32, device=origin.device)
 
-    def observe(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        received = attention_received(query[:, :, -rows:], key[:, :, : pot.length], scaling, "sum")  # [K, S]
-        held = origin[layer] >= 0
-        total.index_add_(0, origin[layer][held], received[held].to(total))
+    def observe(seen: Attending) -> None:
+        keys = seen.key[:, :, : pot.length]
+        received = attention_received(seen.query[:, :, -rows:], keys, seen.scaling, "sum")  # [K, S]
+        held = origin[seen.layer] >= 0
+        total.index_add_(0, origin[seen.layer][held], received[held].to(total))
 
     with pot.scratch():
         pot.cache.observer = observe

@@ -8,6 +8,7 @@ The part behind the document is also the catalyst: the paper's CaP when it holds
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,13 @@ from infinipot_llm.models.text import TextCodec
 
 SYSTEM = "You answer questions about a document."
 BEFORE_DOCUMENT = "Document:\n"
-BEFORE_QUESTION = "\n\nUsing only the document above, answer in a few words: "
+INSTRUCTION = "Using only the document above, answer in a few words: "
+BEFORE_QUESTION = f"\n\n{INSTRUCTION}"
 
 _DOCUMENT = "<<document 5f0c>>"
 _QUESTION = "<<question 5f0c>>"
+_ANSWER = "<<answer 5f0c>>"
+_NEXT = "<<next 5f0c>>"
 
 GENERIC = {
     "en": (
@@ -65,6 +69,7 @@ class PromptForm:
         prefix: Tokens before the document.
         before_question: Tokens between document and question.
         after_question: Tokens from the question's end to the start of the answer.
+        between: Tokens from the end of an answer to the next question of a conversation.
         chat: Whether the tokenizer's chat template is used.
     """
 
@@ -72,6 +77,7 @@ class PromptForm:
     prefix: tuple[int, ...]
     before_question: tuple[int, ...]
     after_question: tuple[int, ...]
+    between: tuple[int, ...]
     chat: bool
 
     @classmethod
@@ -83,19 +89,24 @@ class PromptForm:
         """
         tokenizer = codec.tokenizer
         turn = f"{BEFORE_DOCUMENT}{_DOCUMENT}{BEFORE_QUESTION}{_QUESTION}"
+        follow = f"{INSTRUCTION}{_NEXT}"
         if getattr(tokenizer, "chat_template", None):
             whole = _render(tokenizer, system, turn)
+            talk = _render(tokenizer, system, turn, _ANSWER, follow)
             bos: tuple[int, ...] = ()  # the template writes it, where there is one
         else:
             whole = f"{system}\n\n{turn}\nAnswer:"
+            talk = f"{whole} {_ANSWER}\n\n{follow}\nAnswer:"
             bos = tuple(_leading_ids(tokenizer))
         pieces = whole.replace(_QUESTION, _DOCUMENT).split(_DOCUMENT)
-        if len(pieces) != 3:
+        between = talk.replace(_NEXT, _ANSWER).split(_ANSWER)
+        if len(pieces) != 3 or len(between) != 3:
             raise ModelError(
                 "this model's chat template does not keep the user's text as it is: it cannot be used here."
             )
         first, middle, last = (tuple(codec.trusted(piece)) for piece in pieces)
-        return cls(codec, bos + first, middle, last, chat=bool(getattr(tokenizer, "chat_template", None)))
+        chat = bool(getattr(tokenizer, "chat_template", None))
+        return cls(codec, bos + first, middle, last, tuple(codec.trusted(between[1])), chat)
 
     def question(self, question: str) -> list[int]:
         """Return the tokens behind the document for this question.
@@ -107,17 +118,38 @@ class PromptForm:
             raise QuestionError("the question is empty: ask something about the document.")
         return [*self.before_question, *self.codec.untrusted(question.strip()), *self.after_question]
 
+    def conversation(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
+        """Return the tokens behind the document for a question that follows others.
 
-def _render(tokenizer: Any, system: str, turn: str) -> str:
-    """Apply the chat template; some templates know no system role, so its text then opens the user's turn."""
+        Args:
+            turns: Question and answer of each turn so far, oldest first.
+            question: What is asked now.
+
+        Raises:
+            QuestionError: The question is empty.
+        """
+        asked = self.question(question)
+        if not turns:
+            return asked
+        ids = list(self.before_question)
+        for said, answer in turns:
+            ids += [*self.codec.untrusted(said.strip()), *self.after_question]
+            ids += [*self.codec.untrusted(answer.strip() if self.chat else f" {answer.strip()}"), *self.between]
+        return ids + asked[len(self.before_question) :]
+
+
+def _render(tokenizer: Any, system: str, *turns: str) -> str:
+    """Apply the chat template to turns of user and assistant; where it knows no system role, that opens the first."""
     settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": turn}]
+    said = [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]
+    messages = [{"role": "system", "content": system}, *said]
     try:
         whole = tokenizer.apply_chat_template(messages, **settings)
     except Exception:  # templates raise whatever their author chose when a role is not supported
         whole = None
     if whole is None or system not in whole:
-        whole = tokenizer.apply_chat_template([{"role": "user", "content": f"{system}\n\n{turn}"}], **settings)
+        said[0]["content"] = f"{system}\n\n{turns[0]}"
+        whole = tokenizer.apply_chat_template(said, **settings)
     return str(whole)
 
 

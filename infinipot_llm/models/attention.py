@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infinipot_llm.errors import ModelError
-from infinipot_llm.models.slots import SlotCache
+from infinipot_llm.models.slots import Attending, SlotCache
 
 NAME = "infinipot"
 """Under this name the function stands in transformers' attention registry."""
@@ -65,9 +65,10 @@ def slot_attention(
     B, H, C, D = query.shape
     K, S = key.shape[1], key.shape[2]
     scaling = D**-0.5 if scaling is None else scaling
-    query = pot.layers[module.layer_idx].rotation(query, S - C)
+    raw_query = query
+    query = pot.layers[module.layer_idx].rotation(raw_query, S - C)
     if pot.observer is not None:
-        pot.observer(int(module.layer_idx), query, key, scaling)  # type: ignore[arg-type]
+        pot.observer(Attending(int(module.layer_idx), raw_query, query, key, scaling))  # type: ignore[arg-type]
     if pot.hidden is not None:
         return _attend_but_hidden(query, key, value, pot.hidden[module.layer_idx], scaling), None  # type: ignore[index]
     if C == 1:  # decoding: the G query heads of a KV head become G rows, so that keys are not repeated

@@ -9,7 +9,7 @@ Shapes: `B` batch (1), `K` KV heads, `S` slots held, `C` new tokens, `D` head di
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,27 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.models.rotation import Rotation
 
-Observer = Callable[[int, Tensor, Tensor, float], None]
-"""Called in every layer with (layer, rotated queries [B, H, C, D], rotated keys [B, K, S, D], softmax scaling)."""
+
+class Attending(NamedTuple):
+    """What one layer is about to attend with; views, not to be written to.
+
+    Attributes:
+        layer: Its index.
+        raw_query: [B, H, C, D], un-rotated.
+        query: [B, H, C, D], rotated to their slots.
+        key: [B, K, S, D], rotated to their slots.
+        scaling: Softmax scaling.
+    """
+
+    layer: int
+    raw_query: Tensor
+    query: Tensor
+    key: Tensor
+    scaling: float
+
+
+Observer = Callable[[Attending], None]
+"""Called in every layer before it attends."""
 
 
 class SlotLayer(CacheLayerMixin):

@@ -59,6 +59,16 @@ class TokenizedText:
         document = self.documents[self.document_of(token)]
         return document.span(int(self.starts[token]), int(self.ends[last]))
 
+    def per_document(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Cut the token range [start, end) at the borders of documents, leaving out tokens without characters."""
+        cuts = [start, *(int(f) for f in self.first if start < f < end), end]
+        found = []
+        for a, b in pairwise(cuts):
+            visible = np.flatnonzero(self.ends[a:b] > self.starts[a:b])
+            if len(visible):
+                found.append((a + int(visible[0]), a + int(visible[-1]) + 1))
+        return found
+
     def tokens_in(self, document: int, start: int, end: int) -> tuple[int, int]:
         """Return the token range [a, b) that overlaps the characters [start, end) of a document."""
         lo, hi = int(self.first[document]), int(self.first[document + 1])
@@ -97,17 +107,22 @@ class TextCodec:
         """Tokenise text from outside: it never becomes a control token."""
         return [int(i) for ids, _ in self._blocks(text) for i in ids]
 
-    def document(self, documents: Sequence[Document]) -> TokenizedText:
+    def document(self, documents: Sequence[Document], before: TokenizedText | None = None) -> TokenizedText:
         """Tokenise whole documents, keeping the characters of every token.
 
         Several documents are told apart by a line with the name of each; its tokens stand for no characters.
+
+        Args:
+            documents: What to tokenise.
+            before: Tokens that these come behind, as they are.
         """
-        ids: list[NDArray[np.int32]] = []
-        offsets: list[NDArray[np.int32]] = []
-        first = [0]
-        for number, document in enumerate(documents):
+        ids: list[NDArray[np.int32]] = [before.ids] if before else []
+        offsets: list[NDArray[np.int32]] = [np.stack([before.starts, before.ends], axis=1)] if before else []
+        first = [int(f) for f in before.first] if before else [0]
+        earlier = before.documents if before else ()
+        for number, document in enumerate(documents, start=len(earlier)):
             count = 0
-            if len(documents) > 1:
+            if len(earlier) + len(documents) > 1:
                 gap = "\n\n" if number else ""
                 header = self.untrusted(f"{gap}{document.name}:\n")
                 ids.append(np.asarray(header, dtype=np.int32))
@@ -120,7 +135,9 @@ class TextCodec:
             first.append(first[-1] + count)
         both = np.concatenate(offsets) if offsets else np.zeros((0, 2), np.int32)
         flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
-        return TokenizedText(tuple(documents), flat, both[:, 0].copy(), both[:, 1].copy(), np.asarray(first, np.int64))
+        return TokenizedText(
+            (*earlier, *documents), flat, both[:, 0].copy(), both[:, 1].copy(), np.asarray(first, np.int64)
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of generated tokens, control tokens left out."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.slots import Attending
 from infinipot_llm.pot.pot import Pot
 
 
@@ -60,8 +61,9 @@ def importance(
     for ids in catalysts:
         found: list[Tensor | None] = [None] * adapter.layers
 
-        def observe(layer: int, query: Tensor, key: Tensor, scaling: float, found: list[Tensor | None] = found) -> None:
-            found[layer] = attention_received(query, key[:, :, : pot.length], scaling, reduce)
+        def observe(seen: Attending, found: list[Tensor | None] = found) -> None:
+            held = seen.key[:, :, : pot.length]
+            found[seen.layer] = attention_received(seen.query, held, seen.scaling, reduce)
 
         with pot.scratch():
             pot.cache.observer = observe

@@ -30,6 +30,7 @@ class Pot:
 
     def __init__(self, adapter: Adapter, budget: int) -> None:
         self.budget = budget
+        self._dtype = adapter.dtype
         self.cache = adapter.new_cache(budget)
         self.pinned = 0
         self.length = 0
@@ -61,6 +62,30 @@ class Pot:
     def record_novelty(self, novelty: Tensor) -> None:
         """Set the novelty of the newest len(novelty) slots; novelty is [C] float32, in nats."""
         self._novelty[:, :, self.length - len(novelty) : self.length] = novelty
+
+    def place(self, keys: Tensor, values: Tensor, origin: Tensor, novelty: Tensor | None = None) -> None:
+        """Append slots that were computed before, rotated to where they come to stand.
+
+        Args:
+            keys: [L, K, n, D], un-rotated.
+            values: [L, K, n, D].
+            origin: [n] or [L, K, n] int: index of each token in the document, or PREFIX.
+            novelty: [L, K, n] float32, in nats; None: 0.
+        """
+        start = self.length
+        dtype = self._dtype
+        for layer, k, v in zip(self.cache.layers, keys.to(dtype), values.to(dtype), strict=True):
+            layer.update(k[None], v[None])
+        self.length = start + keys.shape[2]
+        self._origin[:, :, start : self.length] = origin.to(self._origin)
+        self._novelty[:, :, start : self.length] = 0.0 if novelty is None else novelty.to(self._novelty)
+
+    def newest(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return un-rotated keys and values of the newest slots, copies of [L, K, count, D] each."""
+        newest = slice(self.length - count, self.length)
+        keys = torch.stack([layer.raw_keys[0, :, newest] for layer in self.cache.layers])
+        values = torch.stack([layer.value_states[0, :, newest] for layer in self.cache.layers])
+        return keys, values
 
     def keep(self, slots: Tensor) -> None:
         """Distil: keep only the given slots of each head, re-indexed from 0.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +55,22 @@ Progress = Callable[[ReadStats], None]
 """Called after every forward pass; raise from it (KeyboardInterrupt, say) to stop the reading."""
 
 
+class SpanSink(Protocol):
+    """Where everything that was read goes, beside the pot: the shelf, for one."""
+
+    def take(self, first: int, keys: Tensor, values: Tensor) -> None:
+        """Accept what the tokens first .. first + C - 1 left behind.
+
+        Args:
+            first: Index of the first token in the text; calls come in order, without gaps.
+            keys: [L, K, C, D], un-rotated.
+            values: [L, K, C, D].
+        """
+
+    def distilled(self, origin: Tensor) -> None:
+        """Take note of a distillation: origin [L, K, S] int32, the token of each slot that is left, or PREFIX."""
+
+
 class Reader:
     """Reads texts into pots, with one model and one configuration."""
 
@@ -69,6 +86,9 @@ class Reader:
         catalysts: Sequence[Sequence[int]],
         reserve: int,
         *,
+        sink: SpanSink | None = None,
+        pot: Pot | None = None,
+        start: int = 0,
         progress: Progress | None = None,
         tracer: Tracer | None = None,
     ) -> tuple[Pot, ReadStats]:
@@ -79,6 +99,10 @@ class Reader:
             prefix: Tokens before it (system prompt, start of the user's turn); always kept whole.
             catalysts: Tokens of one or several prompts that score the slots when the pot is full.
             reserve: Slots left free behind the text for a question and its answer.
+            sink: Given the un-rotated keys and values of every token, chunk by chunk.
+            pot: A pot that was filled from the tokens before `start` of this text, with the same prefix, to read on
+                with; it is changed. None: a new one.
+            start: The first token to read.
             progress: Told after every forward pass.
             tracer: Told about every distillation.
 
@@ -95,15 +119,16 @@ class Reader:
         divided = plan(config, adapter.window, len(text), len(prefix), longest, reserve)
         room, kept, pinned = divided.room, divided.kept, divided.pinned
         started = time.perf_counter()
-        pot = Pot(adapter, config.budget)
-        stats = ReadStats(len(text), budget=config.budget)
+        fresh = pot is None
+        pot = Pot(adapter, config.budget) if pot is None else pot
+        stats = ReadStats(len(text), tokens_read=start, slots=pot.length, budget=config.budget)
 
         carry: Tensor | None = None  # hidden state before the next token, [1, E]
-        if prefix:
+        if prefix and fresh:
             carry = adapter.forward(torch.tensor(list(prefix), dtype=torch.long), pot.cache)[-1:]
             pot.record(torch.full((len(prefix),), PREFIX))
         while stats.tokens_read < len(text):
-            if pot.length == room:
+            if pot.length >= room:
                 left = len(text) - stats.tokens_read
                 keep = max(kept, room - left)  # the last distillation leaves the pot just full
                 pot.pinned = pinned
@@ -113,11 +138,15 @@ class Reader:
                     number=number, tokens_read=stats.tokens_read, tracer=tracer,
                 )  # fmt: skip
                 stats = replace(stats, cycles=number)
+                if sink is not None:
+                    sink.distilled(pot.origin)
             take = min(config.chunk, room - pot.length, len(text) - stats.tokens_read)
             window = slice(stats.tokens_read, stats.tokens_read + take)
             ids = torch.from_numpy(text.ids[window].astype("int64"))
             hidden = adapter.forward(ids, pot.cache)  # [take, E]
             pot.record(torch.arange(window.start, window.stop))
+            if sink is not None:
+                sink.take(window.start, *pot.newest(take))
             left = len(text) - window.stop
             if self.policy.wants_novelty and left > room - pot.length:  # a distillation will look at these tokens
                 before = torch.cat([carry, hidden[:-1]]) if carry is not None else hidden[:-1]

@@ -10,7 +10,7 @@ from conftest import FAMILIES, byte_tokenizer, tiny_model
 
 from infinipot_llm.answering import citations as citations_module
 from infinipot_llm.answering.answer import Citation
-from infinipot_llm.answering.citations import cite, says_nothing_found
+from infinipot_llm.answering.citations import says_nothing_found, trace
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document, Page
 from infinipot_llm.documents.sentences import sentences
@@ -77,9 +77,9 @@ def test_most_citations_are_as_many_as_asked_for(memory: DocumentMemory, monkeyp
     question = memory._form.question("When?")
     before = memory.pot.state()
     for limit, expected in ((3, 3), (1, 1), (99, citations_module.CANDIDATES)):
-        found = cite(
+        found = trace(
             memory._adapter, memory.pot, memory.text, question, CODEC.untrusted("1903, 1904"), "1903, 1904", limit
-        )
+        ).citations
         assert len(found) == expected
         for one in found:
             document = {d.name: d for d in (FIRST, SECOND)}[one.document]
@@ -134,7 +134,7 @@ def test_no_citation_without_an_answer(memory: DocumentMemory, answer: list[int]
     runs: list[int] = []
     handle = memory._adapter.backbone.register_forward_hook(lambda *_: runs.append(1))
     try:
-        assert cite(memory._adapter, memory.pot, memory.text, memory._form.question("When?"), answer, text) == ()
+        assert trace(memory._adapter, memory.pot, memory.text, memory._form.question("When?"), answer, text).citations == ()
     finally:
         handle.remove()
     assert not runs
@@ -204,7 +204,7 @@ def test_a_fact_told_twice_is_cited_where_it_stands(memory: DocumentMemory, monk
     monkeypatch.setattr(citations_module, "_log_probability", lambda *_: -1.0)
     asked, question = memory._form.question("When?"), "When was the mill burned?"
     shared = (memory._adapter, memory.pot, memory.text, asked, [48, 49])
-    found = cite(*shared, "In 1903", question_text=question)
+    found = trace(*shared, "In 1903", question_text=question).citations
     assert found
     assert all("1903" in c.quote and "mill" in c.quote and c.score == 0.0 for c in found)
-    assert cite(*shared, "In 1999", question_text=question) == ()
+    assert trace(*shared, "In 1999", question_text=question).citations == ()

@@ -1,0 +1,340 @@
+"""Answers to questions that were hidden while reading: recall beside the full cache, the pot alone, and retrieval.
+
+    python benchmarks/followup.py read    --data DIR --memories DIR [--samples A4,m16]      # read once, save
+    python benchmarks/followup.py recall  --data DIR --memories DIR --out rows.jsonl        # gold passages found, no decoding
+    python benchmarks/followup.py answers --data DIR --memories DIR --out rows.jsonl --arms recall-1024,full [--limit 40]
+    python benchmarks/followup.py report  --out rows.jsonl
+
+One state per document serves all its questions; nothing of a question is known while reading (arm `catalyst` is the
+exception, and says so). All arms use the same model, prompt, greedy decoding and answer length. Rows are appended to
+--out, and what is there already is not run again.
+
+Arms: recall-B (our passages, loaded from the shelf), reread-B (the same passages, their text read again), pot (what
+distillation kept), pot-recall-B (both in one pot), full (everything in the cache), streaming-B (StreamingLLM: the first
+and the last tokens), truncate-B (first and last half of B, read again), bm25-B, minilm-B, fused-B (chunks of 128 tokens,
+read again), gold-B (the gold spans and what is around them, read again), closed (no document), catalyst (the document
+read with the question known, one reading per question).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import followup_data as data
+import numpy as np
+import retrievers
+import torch
+
+from infinipot_llm import Document, InfiniPot
+from infinipot_llm.answering.decode import Sampling, decode
+from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.memory.recall import question_pot
+from infinipot_llm.pot.pot import PREFIX, Pot
+from infinipot_llm.pot.reader import Reader
+
+ANSWER_TOKENS = 24
+Ranges = Sequence[tuple[int, int]]
+
+
+class Bench:
+    """A model, the samples, and what was read of them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.samples = data.load(args.data)
+        self.llm = InfiniPot.from_pretrained(args.model)
+
+    def memory(self, name: str) -> DocumentMemory:
+        return self.llm.load(self.args.memories / f"{name}.infinipot")
+
+
+class Asked:
+    """One sample being asked, with everything that the arms share."""
+
+    def __init__(self, bench: Bench, name: str) -> None:
+        self.llm = bench.llm
+        self.embeddings = bench.args.embeddings
+        self.sample = bench.samples[name]
+        self.memory = bench.memory(name)
+        self.text = self.memory.text
+
+    @cached_property
+    def full(self) -> Pot:
+        """Everything in the cache, read in the same chunks."""
+        budget = len(self.text) + len(self.llm.form.prefix) + 256
+        config = replace(self.llm.config, budget=min(budget, self.llm.adapter.window), shelf="off")
+        return self._read(config)
+
+    def streaming(self, budget: int) -> Pot:
+        slots = budget + len(self.llm.form.prefix) + 160
+        return self._read(replace(self.llm.config, budget=slots, policy="streaming", kept=0.9, shelf="off"))
+
+    def _read(self, config: Any, catalyst: Sequence[int] = (0,), reserve: int = 128) -> Pot:
+        started = time.perf_counter()
+        pot, _ = Reader(self.llm.adapter, config).read(self.text, self.llm.form.prefix, [catalyst], reserve)
+        print(f"read {len(self.text)} tokens in {time.perf_counter() - started:.0f} s", flush=True)
+        return pot
+
+    @cached_property
+    def chunks(self) -> Ranges:
+        return retrievers.chunks(self.text, 128)
+
+    @cached_property
+    def bm25(self) -> Any:
+        return retrievers.BM25(retrievers.unit_texts(self.text, self.chunks))
+
+    @cached_property
+    def minilm(self) -> Any:
+        texts = retrievers.unit_texts(self.text, self.chunks)
+        return retrievers.Embeddings(retrievers.MiniLM(self.embeddings), texts)
+
+    @cached_property
+    def fused(self) -> Any:
+        return retrievers.Fused(self.bm25, self.minilm)
+
+    def passages(self, question: str, budget: int) -> Ranges:
+        found = self.memory.finder.find(self.llm.form.question(question), question, budget)
+        return [(p.start, p.end) for p in found]
+
+    def gold(self, question: data.Question, budget: int) -> Ranges:
+        """The gold spans and as much text around each as the budget allows."""
+        gold = [self.text.tokens_in(0, a, b) for a, b in question.gold]
+        around = (budget - sum(b - a for a, b in gold)) // (2 * len(gold))
+        wide = sorted((max(0, a - around), min(len(self.text), b + around)) for a, b in gold)
+        return _merged(wide)
+
+    def read_again(self, ranges: Ranges) -> Pot:
+        """Prefix and the text of some ranges, forwarded as if they were the document."""
+        ids = [*self.llm.form.prefix, *(int(i) for a, b in ranges for i in self.text.ids[a:b])]
+        pot = Pot(self.llm.adapter, len(ids) + 160)
+        with self.llm.adapter.lock:
+            for start in range(0, len(ids), 512):
+                self.llm.adapter.forward(torch.tensor(ids[start : start + 512]), pot.cache)
+        pot.record(torch.full((len(ids),), PREFIX))
+        return pot
+
+    def pot_and_passages(self, question: str, budget: int) -> Pot:
+        """The pot with recalled passages behind it."""
+        setup, pot = self.memory.setup, self.memory.pot
+        slots = pot.length + budget + 160
+        both = Pot(setup.adapter, slots)
+        both.place(*pot.newest(pot.length), pot.origin)
+        shelf = self.memory.finder.shelf
+        for a, b in self.passages(question, budget):
+            x, y = shelf.rows_of(a, b)
+            both.place(*shelf.load(x, y), torch.arange(a, b))
+        return both
+
+    def pot_for(self, arm: str, question: data.Question) -> Pot:
+        """Return the pot that an arm answers from."""
+        kind, _, number = arm.partition("-") if not arm.startswith("pot-recall") else ("pot-recall", "", arm[11:])
+        budget = int(number or 0)
+        ask = question.question
+        again: dict[str, Callable[[], Ranges]] = {
+            "reread": lambda: self.passages(ask, budget),
+            "truncate": lambda: retrievers.truncate(len(self.text), budget),
+            "bm25": lambda: retrievers.fill(self.chunks, self.bm25.rank(ask), budget),
+            "minilm": lambda: retrievers.fill(self.chunks, self.minilm.rank(ask), budget),
+            "fused": lambda: retrievers.fill(self.chunks, self.fused.rank(ask), budget),
+            "gold": lambda: self.gold(question, budget),
+            "closed": list,
+        }
+        if kind in again:
+            return self.read_again(again[kind]())
+        if kind == "recall":
+            setup = self.memory.setup
+            found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
+            slots = setup.prefix[0].shape[2] + budget + 160
+            return question_pot(setup.adapter, setup.prefix, self.memory.finder.shelf, found, slots)
+        if kind == "pot-recall":
+            return self.pot_and_passages(ask, budget)
+        if kind == "pot":
+            return self.memory.pot
+        if kind == "full":
+            return self.full
+        if kind == "streaming":
+            if not hasattr(self, "_streaming"):
+                self._streaming = self.streaming(budget)
+            return self._streaming
+        if kind == "catalyst":
+            asked = self.llm.form.question(ask)
+            return self._read(replace(self.llm.config, shelf="off"), asked, len(asked) + ANSWER_TOKENS)
+        raise SystemExit(f"unknown arm {arm}")
+
+
+def _merged(ranges: Ranges) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for a, b in ranges:
+        if found and a <= found[-1][1]:
+            found[-1] = (found[-1][0], max(b, found[-1][1]))
+        else:
+            found.append((a, b))
+    return found
+
+
+def read(bench: Bench) -> None:
+    for name in bench.args.samples:
+        memory = bench.llm.read(Document.from_text(bench.samples[name].text, name=name))
+        memory.save(bench.args.memories / f"{name}.infinipot")
+        ratio = memory.nbytes / (len(memory.text) * _cache_bytes(bench.llm))
+        print(
+            f"{name}: {memory}, {memory.stats.tokens_per_second:.0f} tokens/s, {ratio:.3f} of an fp16 cache", flush=True
+        )
+
+
+def _cache_bytes(llm: InfiniPot) -> int:
+    """Bytes per token of a plain fp16 cache."""
+    c = llm.adapter.config
+    return 4 * llm.adapter.layers * int(c.num_key_value_heads) * int(llm.adapter.attentions[0].head_dim)
+
+
+def recall(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Say for every question at which number of recalled tokens its gold passages are all there."""
+    for name in bench.args.samples:
+        asked = Asked(bench, name)
+        document = asked.memory.documents[0]
+        for number, question in enumerate(asked.sample.questions):
+            if (name, number, "gold-recall") in bench.done:
+                continue
+            found = {}
+            started = time.perf_counter()
+            scores = asked.memory.finder.scores(bench.llm.form.question(question.question), question.question)
+            seconds = time.perf_counter() - started
+            from infinipot_llm.memory.recall import fill
+
+            for budget in (256, 512, 1024, 2048):
+                ranges = [
+                    (p.start, p.end) for p in fill(asked.memory.finder.spans, asked.memory.finder.cuts, scores, budget)
+                ]
+                characters = retrievers.characters(asked.text, ranges)
+                found[budget] = question.is_covered(characters)
+            yield _row(asked, number, "gold-recall", found=found, seconds=seconds)
+        del document
+
+
+def answers(bench: Bench) -> Iterator[dict[str, Any]]:
+    sampling = Sampling(ANSWER_TOKENS)
+    for arm in bench.args.arms:
+        for name in bench.args.samples:
+            asked: Asked | None = None
+            chosen = bench.samples[name].questions
+            if name in ("m16", "m30"):  # the same questions at every length
+                nested = {q.question for s in ("A4", "B4") for q in bench.samples[s].questions}
+                chosen = [q for q in chosen if q.question in nested]
+            order = np.random.default_rng(0).permutation(len(chosen))[: bench.args.limit]
+            for number in order.tolist():
+                if (name, number, arm) in bench.done:
+                    continue
+                asked = asked or Asked(bench, name)
+                question = chosen[number]
+                started = time.perf_counter()
+                pot = asked.pot_for(arm, question)
+                ready = time.perf_counter()
+                said = decode(
+                    bench.llm.adapter, bench.llm.form.codec, pot, bench.llm.form.question(question.question), sampling
+                )
+                yield _row(
+                    asked, number, arm, question=question, answer=said.text, tokens=len(said.ids), slots=pot.length,
+                    seconds=round(time.perf_counter() - started, 2), prepared=round(ready - started, 2),
+                    contains=data.contains(said.text, question.answers), f1=round(data.f1(said.text, question.answers), 4),
+                )  # fmt: skip
+
+
+def _row(asked: Asked, number: int, arm: str, question: data.Question | None = None, **values: Any) -> dict[str, Any]:
+    question = question or asked.sample.questions[number]
+    return {
+        "sample": asked.sample.name, "number": number, "arm": arm, "kind": question.kind, "group": question.group,
+        "question": question.question, **values,
+    }  # fmt: skip
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Print both tables: gold passages found, and answers with paired differences to the first arm."""
+    table: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        table.setdefault((row["sample"], row["arm"]), []).append(row)
+    print("| sample | kind | n | R@256 | R@512 | R@1,024 | R@2,048 |\n|---|---|---|---|---|---|---|")
+    for (sample, arm), found in sorted(table.items()):
+        if arm == "gold-recall":
+            for kind in sorted({r["kind"] for r in found}):
+                some = [r for r in found if r["kind"] == kind]
+                shares = [
+                    data.share([r["found"][b] for r in some], [r["group"] for r in some])
+                    for b in ("256", "512", "1024", "2048")
+                ]
+                print(
+                    f"| {sample} | {kind} | {len(some)} | "
+                    + " | ".join(f"{m:.3f} [{a:.2f}, {b:.2f}]" for m, a, b in shares)
+                    + " |"
+                )
+    lengths = {"4K": ("A4", "B4"), "16K": ("m16",), "30K": ("m30",), "8K xquad": ("x8",), "8K nq": ("n8",)}
+    arms = sorted({arm for _, arm in table if arm != "gold-recall"}, key=lambda a: (not a.startswith("recall-1024"), a))
+    print(
+        "\n| length | arm | n | contains | F1 | words | seconds | paired with | contains, first minus this |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for length, samples in lengths.items():
+        by_arm = {a: {(r["question"]): r for s in samples for r in table.get((s, a), [])} for a in arms}
+        base = by_arm[arms[0]] if arms else {}
+        for arm in arms:
+            found = by_arm[arm]
+            if not found:
+                continue
+            some = list(found.values())
+            mean, low, high = data.share([r["contains"] for r in some], [r["group"] for r in some])
+            f1 = np.mean([r["f1"] for r in some])
+            words = np.mean([len(r["answer"].split()) for r in some])
+            both = [q for q in found if q in base]
+            difference = (
+                ""
+                if arm == arms[0] or not both
+                else "{:+.3f} [{:+.3f}, {:+.3f}]".format(
+                    *data.paired(
+                        [base[q]["contains"] for q in both],
+                        [found[q]["contains"] for q in both],
+                        [found[q]["group"] for q in both],
+                    )
+                )
+            )
+            print(
+                f"| {length} | {arm} | {len(some)} | {mean:.3f} [{low:.2f}, {high:.2f}] | {f1:.3f} | {words:.1f} "
+                f"| {np.median([r['seconds'] for r in some]):.1f} | {len(both)} | {difference} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["read", "recall", "answers", "report"])
+    parser.add_argument("--data", type=Path, help="folder with qa/")
+    parser.add_argument("--memories", type=Path, help="folder for saved memories")
+    parser.add_argument("--embeddings", type=Path, help="folder with all-MiniLM-L6-v2, for the arms minilm and fused")
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--samples", type=lambda s: s.split(","), default=["A4", "B4", "x8", "n8", "m16", "m30"])
+    parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-1024", "full"])
+    parser.add_argument("--limit", type=int, default=1000, help="questions per sample")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
+    if args.what == "report":
+        report(rows)
+        return
+    torch.set_num_threads(2)
+    bench = Bench(args)
+    bench.done = {(r["sample"], r["number"], r["arm"]) for r in rows}
+    if args.what == "read":
+        read(bench)
+        return
+    with args.out.open("a") as out:
+        for row in recall(bench) if args.what == "recall" else answers(bench):
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.flush()
+
+
+if __name__ == "__main__":
+    main()

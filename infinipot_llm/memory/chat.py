@@ -1,0 +1,54 @@
+"""Chat: questions that follow one another about the same documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from infinipot_llm.answering.answer import Answer
+from infinipot_llm.memory.memory import DocumentMemory
+
+Turns = Sequence[tuple[str, str]]
+"""Questions and answers, oldest first."""
+
+
+class Chat:
+    """A conversation over a memory; the memory stays as it is, the turns are kept here.
+
+    Earlier turns go into the prompt, so that "since when has she been there?" is understood, and they take part in
+    finding passages. Those that no longer fit beside recalled passages, question and answer are left out, oldest first,
+    and the answer's notes say so.
+
+    Attributes:
+        memory: What is asked.
+        turns: Questions and answers so far.
+    """
+
+    def __init__(self, memory: DocumentMemory, turns: Turns = ()) -> None:
+        self.memory = memory
+        self.turns = list(turns)
+
+    def ask(self, question: str, **options: Any) -> Answer:
+        """Answer a question in the light of the turns so far; takes the options of DocumentMemory.ask."""
+        answer = self.memory.ask(question, history=self.turns, **options)
+        if answer.finish_reason != "cancelled":
+            self.turns.append((question, answer.text))
+        return answer
+
+    async def aask(self, question: str, **options: Any) -> Answer:
+        """Answer without blocking the event loop."""
+        answer = await self.memory.aask(question, history=self.turns, **options)
+        self.turns.append((question, answer.text))
+        return answer
+
+    def stream(self, question: str, **options: Any) -> Iterator[str]:
+        """Yield the answer piece by piece; a turn counts once its answer was read to the end."""
+        said = []
+        for piece in self.memory.stream(question, history=self.turns, **options):
+            said.append(piece)
+            yield piece
+        self.turns.append((question, "".join(said)))
+
+    def reset(self) -> None:
+        """Forget the turns."""
+        self.turns.clear()

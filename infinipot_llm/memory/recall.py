@@ -1,0 +1,176 @@
+"""Recall: the passages on the shelf that answer a question, placed into a pot of their own.
+
+Question -> queries -> scores of every span by every retrieval head (scoring.py) -> one score, together with the words
+that question and span share (BM25) -> smoothed over neighbours -> the best spans, until the budget of recalled tokens
+is full -> question pot: prefix, spans in document order, re-indexed from 0 on. docs/recall.md measures each step.
+Shapes: `n` retrieval heads, `M` spans, `R` rows of the shelf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from infinipot_llm.memory.scoring import queries, span_scores
+from infinipot_llm.memory.setup import Setup
+from infinipot_llm.memory.shelf import Shelf
+from infinipot_llm.memory.spans import Spans, cut
+from infinipot_llm.memory.words import Words
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TokenizedText
+from infinipot_llm.pot.pot import PREFIX, Pot
+
+NEIGHBOURS = (0.85, 0.55, 0.5, 0.5)
+"""What share of its score a span lends to those one, two, ... spans away: the answer often stands beside the words that
+match."""
+
+BEYOND_PARAGRAPH = 0.2
+"""What is left of that share when a paragraph ends in between."""
+
+WORDS_SHARE = 0.3
+"""Weight of shared words beside attention, both in standard deviations: for names, numbers and exact keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A run of tokens that was recalled.
+
+    Attributes:
+        start: Index of its first token in the text.
+        end: One past its last.
+        score: Of its best span; comparable within one question only.
+    """
+
+    start: int
+    end: int
+    score: float
+
+
+class Finder:
+    """Finds passages on one memory's shelf."""
+
+    def __init__(self, setup: Setup, text: TokenizedText, shelf: Shelf, null: Tensor) -> None:
+        self.setup = setup
+        self.text = text
+        self.shelf = shelf
+        self.null = null
+
+    @cached_property
+    def spans(self) -> Spans:
+        """How the text is cut."""
+        return cut(self.text)
+
+    @cached_property
+    def cuts(self) -> NDArray[np.int64]:
+        """[M + 1] rows of the shelf at which spans begin."""
+        return np.searchsorted(self.shelf.tokens, self.spans.starts)
+
+    @cached_property
+    def words(self) -> Words:
+        """The words of every span."""
+        return Words(self.text, self.spans)
+
+    def find(self, asked: Sequence[int], question: str, budget: int) -> list[Passage]:
+        """Choose what to bring back for a question.
+
+        Args:
+            asked: Tokens of the question and of the prompt around it.
+            question: Its words.
+            budget: Most tokens to bring back.
+
+        Returns:
+            Passages in document order.
+        """
+        if len(self.shelf) <= budget:
+            return fill(self.spans, self.cuts, torch.zeros(len(self.spans)), budget)
+        return fill(self.spans, self.cuts, self.scores(asked, question).cpu(), budget)
+
+    def scores(self, asked: Sequence[int], question: str) -> Tensor:
+        """Score every span, [M] float32, higher = recall; in standard deviations, before smoothing."""
+        setup = self.setup
+        wanted = queries(setup.adapter, setup.prefix, asked, setup.heads)
+        by_head = span_scores(self.shelf, self.null, wanted, self.cuts)  # [n, M]
+        weights = torch.tensor(setup.heads.weights, device=by_head.device)
+        attended = standard(weights @ standard(by_head))
+        words = standard(torch.from_numpy(self.words.scores(question)).to(attended))
+        return smooth(attended + WORDS_SHARE * words, self.spans.paragraph)
+
+
+def smooth(scores: Tensor, paragraph: NDArray[np.int64]) -> Tensor:
+    """Let every span [M] lend a share of its score to its neighbours."""
+    total = scores.clone()
+    for distance, share in enumerate(NEIGHBOURS, start=1):
+        if distance >= len(scores):
+            break
+        together = torch.from_numpy(paragraph[distance:] == paragraph[:-distance]).to(scores.device)
+        lent = torch.where(together, share, share * BEYOND_PARAGRAPH)
+        total[distance:] += lent * scores[:-distance]
+        total[:-distance] += lent * scores[distance:]
+    return total
+
+
+def fill(spans: Spans, cuts: NDArray[np.int64], scores: Tensor, budget: int) -> list[Passage]:
+    """Take the best spans until the budget is full, and join those that touch.
+
+    Args:
+        spans: How the text is cut.
+        cuts: [M + 1] rows at which spans begin; a span without rows is not on the shelf.
+        scores: [M] float32.
+        budget: Most tokens of the shelf to take; the last span taken is cut to fit.
+
+    Returns:
+        Passages in document order.
+    """
+    taken: list[tuple[int, int, float]] = []
+    left = budget
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        if left < 1:
+            break
+        start, end, rows = int(spans.starts[i]), int(spans.starts[i + 1]), int(cuts[i + 1] - cuts[i])
+        if not rows:
+            continue
+        end = end if rows <= left else min(end, start + left)
+        taken.append((start, end, float(scores[i])))
+        left -= min(rows, left)
+    passages: list[Passage] = []
+    for start, end, score in sorted(taken):
+        if passages and passages[-1].end == start:
+            passages[-1] = Passage(passages[-1].start, end, max(passages[-1].score, score))
+        else:
+            passages.append(Passage(start, end, score))
+    return passages
+
+
+def question_pot(
+    adapter: Adapter, prefix: tuple[Tensor, Tensor], shelf: Shelf, passages: Sequence[Passage], slots: int
+) -> Pot:
+    """Fill a pot with a prompt's prefix and passages from the shelf, in document order.
+
+    Args:
+        adapter: The model.
+        prefix: Un-rotated keys and values [L, K, tokens, D] of the prefix.
+        shelf: Where the passages are.
+        passages: What to place, in document order.
+        slots: Slots of the pot; question and answer must fit into what the passages leave.
+    """
+    pot = Pot(adapter, slots)
+    keys, values = prefix
+    pot.place(keys, values, torch.full((keys.shape[2],), PREFIX))
+    pot.pinned = pot.length
+    for passage in passages:
+        a, b = shelf.rows_of(passage.start, passage.end)
+        if a < b:
+            pot.place(*shelf.load(a, b), torch.from_numpy(shelf.tokens[a:b]))
+    return pot
+
+
+def standard(scores: Tensor) -> Tensor:
+    """Express scores in standard deviations from their mean, along the last axis."""
+    centred = scores - scores.mean(dim=-1, keepdim=True)
+    return centred / scores.std(dim=-1, keepdim=True, correction=0).clamp_min(1e-12)

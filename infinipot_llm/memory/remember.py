@@ -1,0 +1,135 @@
+"""From documents to a memory: read through the pot, with the shelf written on the way, in one file."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from infinipot_llm.config import PotConfig
+from infinipot_llm.errors import StoreError
+from infinipot_llm.memory import saved
+from infinipot_llm.memory.file import HEADER_BYTES, Draft, MemoryFile
+from infinipot_llm.memory.layout import Layout
+from infinipot_llm.memory.memory import DocumentMemory, Shelved
+from infinipot_llm.memory.scoring import NO_CONTENT, null_scores
+from infinipot_llm.memory.setup import Setup
+from infinipot_llm.memory.shelf import Segment, Shelf, ShelfWriter
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TokenizedText
+from infinipot_llm.pot.distill import Tracer
+from infinipot_llm.pot.pot import Pot
+from infinipot_llm.pot.reader import Progress, Reader
+
+TEXT_BYTES_PER_TOKEN = 12 + 4 + 32 + 6
+"""Beside keys and values: ids and offsets, the token's row, its null scores, and its share of the text."""
+
+
+def expected_bytes(layout: Layout, config: PotConfig, tokens: int) -> int:
+    """Return the size of the file that reading `tokens` tokens will leave."""
+    shelf = tokens * layout.token_bytes
+    if config.shelf_bytes is not None:
+        shelf = min(shelf, config.shelf_bytes)
+    pot = min(config.budget, tokens + 64) * layout.layers * layout.kv_heads * 6
+    return HEADER_BYTES + shelf + tokens * TEXT_BYTES_PER_TOKEN + pot
+
+
+def remember(
+    setup: Setup,
+    text: TokenizedText,
+    catalysts: Sequence[Sequence[int]],
+    reserve: int,
+    scratch: Path,
+    *,
+    placed: Callable[[Path], Path] | None = None,
+    unused: Callable[[], None] | None = None,
+    base: DocumentMemory | None = None,
+    progress: Progress | None = None,
+    tracer: Tracer | None = None,
+) -> DocumentMemory:
+    """Read a text into a memory.
+
+    Args:
+        setup: The model and how to read.
+        text: What to read; for an extension the base's text with more behind it.
+        catalysts: Tokens of the prompts that score the slots.
+        reserve: Slots left free behind the text in the pot.
+        scratch: File to write into, on a disk with room.
+        placed: Called when it is whole, before anything is read from it; returns where it is to be opened.
+        unused: Called when nothing uses the file any more, at the latest when the process ends.
+        base: A memory of the beginning of this text, to read on from; it stays as it is.
+        progress: Told after every forward pass.
+        tracer: Told about every distillation.
+
+    Raises:
+        StoreError: The disk has no room, before reading or while at it; nothing is left behind then.
+    """
+    adapter, config = setup.adapter, setup.config
+    begin = len(base.text) if base else 0
+    before = base.shelved.shelf.segments if base and base.shelved else ()
+    pot = _copy(adapter, base.pot, config.budget) if base else None
+    draft: Draft | None = None
+    writer: ShelfWriter | None = None
+    null: Tensor | None = None
+    try:
+        if config.shelf != "off":
+            layout = setup.layout
+            check_room(scratch.parent, expected_bytes(layout, config, len(text) - begin))
+            draft = Draft(scratch)
+            most = None if config.shelf_bytes is None else config.shelf_bytes // layout.token_bytes
+            writer = ShelfWriter(draft, layout, begin, most, before[0].normal if before else None)
+        pot, stats = Reader(adapter, config).read(
+            text, setup.form.prefix, catalysts, reserve,
+            sink=writer, pot=pot, start=begin, progress=progress, tracer=tracer,
+        )  # fmt: skip
+        if base:
+            stats = replace(stats, cycles=stats.cycles + base.stats.cycles, seconds=stats.seconds + base.stats.seconds)
+        if draft is None or writer is None:
+            return DocumentMemory(setup, text, stats, pot=pot)
+        writer.finish()
+        written = Shelf([*before, Segment(draft, writer.layout, adapter.device)])
+        nothing = [setup.form.question(q) for q in NO_CONTENT]
+        null = null_scores(adapter, setup.prefix, nothing, written, setup.heads)
+        if before:  # a segment of a shelf: the memory becomes one file when it is saved
+            draft.finish({"segment": True})
+        else:
+            saved.write_rest(draft, setup, text, stats, pot, null)
+    except BaseException:
+        if writer is not None:
+            writer.close()
+        if draft is not None:
+            draft.discard()
+        raise
+    file = MemoryFile(placed(scratch) if placed else scratch)
+    if unused is not None:
+        weakref.finalize(file, unused)
+    shelf = Shelf([*before, Segment(file, writer.layout, adapter.device)])
+    return DocumentMemory(setup, text, stats, pot=pot, shelved=Shelved(shelf, null), file=None if before else file)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        StoreError: It has not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StoreError(
+            f"the shelf of this document will take {needed / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free: "
+            "make room, bound it (shelf_bytes), choose shelf='int4', or switch it off (shelf='off')."
+        )
+
+
+def _copy(adapter: Adapter, pot: Pot, budget: int) -> Pot:
+    """Return a pot of its own with the same content."""
+    fresh = Pot(adapter, budget)
+    keys, values = pot.newest(pot.length)
+    fresh.place(keys, values, pot.origin, pot.novelty)
+    fresh.pinned = pot.pinned
+    return fresh

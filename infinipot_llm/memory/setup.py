@@ -1,0 +1,71 @@
+"""What reading into memory and answering from it need, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from infinipot_llm.answering.prompt import PromptForm
+from infinipot_llm.config import PotConfig
+from infinipot_llm.errors import StoreError
+from infinipot_llm.memory.heads import Heads
+from infinipot_llm.memory.layout import Layout
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.pot.pot import PREFIX, Pot
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model and how it is to read and answer.
+
+    Attributes:
+        adapter: The model.
+        form: Its prompt.
+        heads: Its retrieval heads.
+        config: How to read, and how to answer.
+        model: What the model is called.
+    """
+
+    adapter: Adapter
+    form: PromptForm
+    heads: Heads
+    config: PotConfig
+    model: str = ""
+
+    @cached_property
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        """Un-rotated keys and values [L, K, tokens, D] of the prompt's prefix."""
+        ids = self.form.prefix or (0,)  # no prefix: something must be forwarded to have tensors of the right shape
+        with self.adapter.lock:
+            pot = Pot(self.adapter, len(ids))
+            self.adapter.forward(torch.tensor(ids, dtype=torch.long), pot.cache)
+            pot.record(torch.full((len(ids),), PREFIX))
+            keys, values = pot.newest(len(ids))
+        count = len(self.form.prefix)
+        return keys[:, :, :count], values[:, :, :count]
+
+    @property
+    def query_heads(self) -> int:
+        """H, query heads per layer."""
+        return int(self.adapter.config.num_attention_heads)
+
+    @property
+    def layout(self) -> Layout:
+        """How the shelf of this model is laid out.
+
+        Raises:
+            StoreError: The configuration has no shelf.
+        """
+        if self.config.shelf == "off":
+            raise StoreError("the shelf is off: choose shelf='int8' or 'int4'.")
+        kv_heads = int(self.adapter.config.num_key_value_heads)
+        return Layout(
+            self.adapter.layers,
+            kv_heads,
+            int(self.adapter.attentions[0].head_dim),
+            8 if self.config.shelf == "int8" else 4,
+            self.heads.scoring_keys(self.query_heads, kv_heads),
+        )

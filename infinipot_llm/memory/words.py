@@ -1,0 +1,59 @@
+"""Words: which spans share the question's words, by BM25 (the library bm25s).
+
+Attention finds what a question means and is weak at telling near-duplicates, names and numbers apart; words are good at
+just that.
+Shapes: `M` spans.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import bm25s
+import numpy as np
+from numpy.typing import NDArray
+
+from infinipot_llm.memory.spans import Spans
+from infinipot_llm.models.text import TokenizedText
+
+_WORD = re.compile(r"[^\W_]+")
+_COMMON = """
+a an and are as at be but by did do does for from has have how if in into is it its no not of on or such that the their
+then there these they this to was were what when where which who whom why will with
+"""
+_STOP = frozenset(_COMMON.split())
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every step at the level of debugging
+
+
+class Words:
+    """An index of the words of every span."""
+
+    def __init__(self, text: TokenizedText, spans: Spans) -> None:
+        pieces = []
+        for a, b in zip(spans.starts[:-1].tolist(), spans.starts[1:].tolist(), strict=True):
+            pieces.append(" ".join(text.span(x, y).text for x, y in text.per_document(a, b)))
+        self._index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
+        words = [_words(piece) or ["\x00"] for piece in pieces]  # the library knows no empty text
+        self._index.index(words, show_progress=False)
+        self._known = set(self._index.vocab_dict)
+
+    def scores(self, question: str) -> NDArray[np.float32]:
+        """Return the BM25 score of every span, [M] float32; zeros where no word is shared."""
+        words = [w for w in _words(question) if w in self._known]
+        if not words:
+            return np.zeros(self._index.scores["num_docs"], dtype=np.float32)
+        return np.asarray(self._index.get_scores(words), dtype=np.float32)
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text, lower-case, without common ones; letter pairs in scripts without blanks."""
+    found = []
+    for word in _WORD.findall(text.casefold()):
+        if _CJK.search(word) and len(word) > 2:
+            found += [word[i : i + 2] for i in range(len(word) - 1)]
+        elif word not in _STOP:
+            found.append(word)
+    return found

@@ -1,0 +1,92 @@
+"""Words: BM25 over spans, in any script; a question that shares no word says nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from conftest import byte_tokenizer
+
+from infinipot_llm.documents import Document, Page
+from infinipot_llm.memory.spans import Spans, cut
+from infinipot_llm.memory.words import Words, _words
+from infinipot_llm.models.text import TextCodec, TokenizedText
+
+CODEC = TextCodec(byte_tokenizer())
+LINES = ["The mill burned in 1903.", "The owner, Ada Krol, moved.", "It cost 68,211 crowns.", "... --- ...", "A mill."]
+
+
+def words_of(*lines: str) -> Words:
+    """An index in which every line is one span."""
+    text, ends = "".join(lines), np.cumsum([len(line.encode()) for line in lines])
+    document = Document("d", text, (Page(1, None, 0, len(text)),))
+    starts = np.asarray([0, *ends], np.int64)
+    return Words(CODEC.document([document]), Spans(starts, np.arange(len(lines))))
+
+
+def test_spans_that_share_words_score_and_others_do_not() -> None:
+    words = words_of(*LINES)
+    assert np.flatnonzero(words.scores("Who is Ada Krol?")).tolist() == [1]
+    assert np.flatnonzero(words.scores("68,211")).tolist() == [2]
+    assert np.flatnonzero(words.scores("the MILL")).tolist() == [0, 4]
+    assert words.scores("x").dtype == np.float32
+
+
+def test_scores_are_those_of_bm25() -> None:
+    """Lucene's form, k1 = 0.9, b = 0.4, by hand."""
+    words = words_of(*LINES)
+    lengths = [max(1, len(_words(line))) for line in LINES]  # a span without a word counts as one of its own
+    mean = sum(lengths) / len(lengths)
+
+    def score(span: int, counts: dict[str, int]) -> float:
+        total = 0.0
+        for word, documents in counts.items():
+            count = _words(LINES[span]).count(word)
+            idf = math.log(1 + (len(LINES) - documents + 0.5) / (documents + 0.5))
+            total += idf * count / (count + 0.9 * (0.6 + 0.4 * lengths[span] / mean))
+        return total
+
+    expected = [score(span, {"mill": 2, "1903": 1}) for span in range(len(LINES))]
+    assert words.scores("the mill in 1903 by a stranger").tolist() == pytest.approx(expected, rel=1e-5)
+    assert expected[0] > expected[4] > 0
+
+
+@pytest.mark.parametrize("question", ["", "?", "What is it?", "zebra", "\x00", "the of and", "_ __"])
+def test_a_question_without_a_known_word(question: str) -> None:
+    assert words_of(*LINES).scores(question).tolist() == [0.0] * len(LINES)
+
+
+def test_a_text_without_any_word() -> None:
+    words = words_of("...", "\n\n\n", "the")
+    assert words.scores("What ... the?").tolist() == [0.0] * 3
+    assert words_of("!").scores("!").tolist() == [0.0]
+
+
+def test_letters_of_scripts_without_blanks_are_paired() -> None:
+    assert _words("日本の首都") == ["日本", "本の", "の首", "首都"]
+    assert _words("東京 は") == ["東京", "は"]
+    words = words_of("日本の首都は東京です。", "大阪は大きい都市です。", "한국어 문서입니다.")
+    assert int(words.scores("首都はどこですか").argmax()) == 0
+    assert int(words.scores("大阪について").argmax()) == 1
+    assert int(words.scores("문서").argmax()) == 2
+
+
+def test_case_and_common_words() -> None:
+    assert _words("The STRASSE and the straße, of_it") == ["strasse", "strasse"]
+    assert _words("Élan 3.14 x_y") == ["élan", "3", "14", "x", "y"]
+
+
+def test_headers_of_documents_are_no_words_of_the_text() -> None:
+    """Their tokens stand for no characters."""
+    text = CODEC.document([Document.from_text("x" * 40, name="mill"), Document.from_text("The mill. " * 4, name="b")])
+    words = Words(text, cut(text))
+    first = cut(text).starts < text.first[1]
+    assert not words.scores("mill")[first[:-1]].any()
+    assert words.scores("mill").any()
+
+
+def test_one_score_for_every_span() -> None:
+    text: TokenizedText = CODEC.document([Document.from_text("\n\n".join(LINES * 7))])
+    spans = cut(text)
+    assert len(Words(text, spans).scores("mill")) == len(Words(text, spans).scores("zebra")) == len(spans)
