@@ -35,7 +35,7 @@ import torch
 from infinipot_llm import Document, InfiniPot
 from infinipot_llm.answering.decode import Sampling, decode
 from infinipot_llm.memory.memory import DocumentMemory
-from infinipot_llm.memory.recall import question_pot
+from infinipot_llm.memory.recall import pot_of_text, question_pot, text_slots
 from infinipot_llm.pot.pot import PREFIX, Pot
 from infinipot_llm.pot.reader import Reader
 
@@ -148,6 +148,11 @@ class Asked:
         }
         if kind in again:
             return self.read_again(again[kind]())
+        if kind == "gaps":
+            setup = self.memory.setup
+            found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
+            slots = setup.prefix[0].shape[2] + text_slots(setup, found) + 160
+            return pot_of_text(setup, self.text, found, slots)
         if kind == "recall":
             setup = self.memory.setup
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)

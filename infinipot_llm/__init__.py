@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from infinipot_llm.documents import Document, Page, Span
     from infinipot_llm.engine import InfiniPot
     from infinipot_llm.errors import InfiniPotError
+    from infinipot_llm.memory.chat import Chat
     from infinipot_llm.memory.memory import DocumentMemory
+    from infinipot_llm.memory.store import MemoryStore
 
 _HOME = {
     "Answer": "infinipot_llm.answering.answer",
+    "Chat": "infinipot_llm.memory.chat",
     "Citation": "infinipot_llm.answering.answer",
     "Document": "infinipot_llm.documents",
     "DocumentMemory": "infinipot_llm.memory.memory",
     "InfiniPot": "infinipot_llm.engine",
     "InfiniPotError": "infinipot_llm.errors",
+    "MemoryStore": "infinipot_llm.memory.store",
     "Page": "infinipot_llm.documents",
     "PotConfig": "infinipot_llm.config",
     "Span": "infinipot_llm.documents",
@@ -32,11 +36,13 @@ _HOME = {
 
 __all__ = [
     "Answer",
+    "Chat",
     "Citation",
     "Document",
     "DocumentMemory",
     "InfiniPot",
     "InfiniPotError",
+    "MemoryStore",
     "Page",
     "PotConfig",
     "Span",

@@ -76,10 +76,10 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kept", type=float, help="Share of the slots that a distillation keeps.  [default: 0.5]"),
         click.option(
             "--shelf",
-            type=click.Choice(["int8", "int4", "off"]),
-            default="int8",
+            type=click.Choice(["keys", "int8", "int4", "off"]),
+            default="keys",
             show_default=True,
-            help="How what was read is kept on disk for later questions.",
+            help="What is kept on disk of every token for later questions.",
         ),
         click.option("--shelf-bytes", type=int, help="Most bytes of the shelf; the least telling passages give way."),
         click.option("--budget", type=int, help="Slots of the cache, in tokens, everything counted.  [default: 4096]"),
@@ -98,7 +98,7 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--temperature", type=float, default=0.0, show_default=True, help="0 decodes greedily."),
         click.option("--max-new-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens."),
-        click.option("--recall", type=int, help="Tokens that a question brings back from the shelf.  [default: 1024]"),
+        click.option("--recall", type=int, help="Tokens that a question brings back.  [default: 1024]"),
         click.option(
             "--followup",
             type=click.Choice(["recall", "reuse", "reread"]),
@@ -552,7 +552,8 @@ def _memory_info(path: Path, as_json: bool) -> None:
     click.echo(
         f"read with {about['model']} ({about['family']}): {stats['tokens_read']} tokens, {stats['cycles']} cycles"
     )
-    shelf = f"{layout['bits']}-bit shelf" if layout else "no shelf"
+    kind = "keys alone" if layout and not layout["whole"] else "keys and values"
+    shelf = f"shelf of {kind} in {layout['bits']} bits" if layout else "no shelf"
     each = file.nbytes / max(1, stats["tokens_read"])
     click.echo(f"{file.nbytes / 1e6:.1f} MB, {each:.0f} bytes per token, {shelf}; every byte is as it was written")
 

@@ -38,11 +38,14 @@ class PotConfig:
         chunk: Tokens per forward pass while reading. Changes speed and memory, not the result. Paper: the whole room.
         max_new_tokens: Tokens reserved inside the budget for an answer, and its default limit.
         question_tokens: Tokens reserved inside the budget for a question that is not known while reading.
-        shelf: How what was read is kept on disk for later questions: "int8", "int4" (half the bytes), or "off": then
-            the pot alone answers. Ours, not the paper's; so are the next three.
-        shelf_bytes: Most bytes of the shelf; beyond them the spans that are least novel and least attended give way.
-            None: everything stays.
-        recall: Tokens that a question brings back from the shelf.
+        shelf: What is kept on disk of every token for later questions: "keys" (those that find passages, and the text),
+            "int8" or "int4" (all keys and values in so many bits, so that passages can be loaded too), or "off": then
+            the pot alone answers. Ours, not the paper's; so are the next four.
+        shelf_bytes: Most bytes that a reading adds to the shelf; beyond them the spans that are least novel and least
+            attended give way. None: everything stays.
+        recall: Tokens that a question brings back.
+        recalled: How they come into the question's pot: "read" again as text, or "load"ed from the shelf as they were
+            when the document was read (quicker, but a patchwork of contexts).
         followup: How a question is answered: "recall" (from the shelf), "reuse" (from the pot as it is), "reread" (the
             document is read again, with the question as catalyst).
         policy: Name of the scoring rule in infinipot_llm/pot/policies/.
@@ -60,9 +63,10 @@ class PotConfig:
     chunk: int = 512
     max_new_tokens: int = 256
     question_tokens: int = 128
-    shelf: Literal["int8", "int4", "off"] = "int8"
+    shelf: Literal["keys", "int8", "int4", "off"] = "keys"
     shelf_bytes: int | None = None
     recall: int = 1024
+    recalled: Literal["read", "load"] = "read"
     followup: Literal["recall", "reuse", "reread"] = "recall"
     policy: str = "infinipot"
     version: int = VERSION
@@ -102,8 +106,12 @@ class PotConfig:
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: give a share from 0 to 1.")
         if self.catalyst_reduce not in ("sum", "max"):
             raise BudgetError(f"catalyst_reduce is {self.catalyst_reduce!r}: give 'sum' or 'max'.")
-        if self.shelf not in ("int8", "int4", "off"):
-            raise BudgetError(f"shelf is {self.shelf!r}: give 'int8', 'int4' or 'off'.")
+        if self.shelf not in ("keys", "int8", "int4", "off"):
+            raise BudgetError(f"shelf is {self.shelf!r}: give 'keys', 'int8', 'int4' or 'off'.")
+        if self.recalled not in ("read", "load"):
+            raise BudgetError(f"recalled is {self.recalled!r}: give 'read' or 'load'.")
+        if self.recalled == "load" and self.shelf == "keys":
+            raise BudgetError("recalled='load' needs all keys and values: choose shelf='int8' or 'int4' with it.")
         if self.followup not in FOLLOWUPS:
             raise BudgetError(f"followup is {self.followup!r}: give one of {', '.join(FOLLOWUPS)}.")
         if self.shelf_bytes is not None and (

@@ -151,11 +151,7 @@ class InfiniPot:
             BudgetError: The budget has no room for prompt, catalyst, question and answer.
             StoreError: The disk has no room for the shelf, or the store cannot be used.
         """
-        several = (documents,) if isinstance(documents, Document) else tuple(documents)
-        if not several:
-            raise DocumentError("no document was given: name at least one.")
-        if not all(isinstance(d, Document) for d in several):
-            raise DocumentError("this is no Document: load a file with Document.from_file(path) first.")
+        several = _several(documents)
         config, form = self.config, self.form
         if question is not None:
             catalysts = [form.question(question)]
@@ -164,6 +160,8 @@ class InfiniPot:
             catalysts, reserve = self._without_question(several)
         with self.adapter.lock:
             text = form.codec.document(several)
+        if not len(text):
+            raise DocumentError("the document has no text: there is nothing to read.")
         from infinipot_llm.progress import reading_bar
 
         def remember_in(scratch: Path, **then: Any) -> DocumentMemory:
@@ -213,7 +211,7 @@ class InfiniPot:
         plan(self.config, self.adapter.window, tokens, len(self.form.prefix), max(map(len, catalysts)), reserve)
         if self.config.shelf == "off":
             return tokens, 0
-        return tokens, expected_bytes(self.setup.layout, self.config, tokens)
+        return tokens, expected_bytes(self.setup, tokens)
 
     def key(self, documents: Sequence[Document]) -> str:
         """Return what a memory of these documents is kept under in a store, 64 hex digits.
@@ -222,7 +220,7 @@ class InfiniPot:
         retrieval heads and the settings of reading. The names of documents count where there are several, since the
         model reads them.
         """
-        asking = {"recall", "followup", "chunk"}
+        asking = {"recall", "recalled", "followup", "chunk"}
         read = {k: v for k, v in self.config.to_dict().items() if k not in asking}
         read["max_new_tokens"] = min(self.config.max_new_tokens, RESERVED_FOR_ANSWER)
         names = [d.name for d in documents] if len(documents) > 1 else []
@@ -249,9 +247,9 @@ class InfiniPot:
             DocumentError: There is nothing to read.
             StoreError: The disk has no room.
         """
-        several = (more,) if isinstance(more, Document) else tuple(more)
-        if not several:
-            raise DocumentError("no document was given: name at least one.")
+        several = _several(more)
+        if memory.setup.adapter is not self.adapter:
+            raise MemoryFileError("this memory was read by another model: read on with that one, or read again.")
         catalysts, reserve = self._without_question((*memory.documents, *several))
 
         def remember_in(scratch: Path, **then: Any) -> DocumentMemory:
@@ -313,6 +311,20 @@ class InfiniPot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _several(documents: Document | Sequence[Document]) -> tuple[Document, ...]:
+    """Return what was given as documents.
+
+    Raises:
+        DocumentError: It is nothing, or holds something else.
+    """
+    several = (documents,) if isinstance(documents, Document) else tuple(documents)
+    if not several:
+        raise DocumentError("no document was given: name at least one.")
+    if not all(isinstance(d, Document) for d in several):
+        raise DocumentError("this is no Document: load a file with Document.from_file(path) first.")
+    return several
 
 
 def _unstored(remember_in: Callable[..., DocumentMemory]) -> DocumentMemory:

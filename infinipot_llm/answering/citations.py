@@ -173,7 +173,7 @@ def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> lis
     """Return the sentences looked at most, those that share words with the answer first."""
     words = {w.casefold() for w in _WORD.findall(answer_text)}
     found: list[_Passage] = []
-    for token in looked_at.topk(min(256, len(looked_at))).indices.tolist():
+    for token in looked_at.topk(min(256, int((looked_at > 0).sum()))).indices.tolist():
         span = text.span(token)
         if not span.text.strip() or any(p.tokens[0] <= token < p.tokens[1] for p in found):
             continue

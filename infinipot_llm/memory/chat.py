@@ -47,7 +47,7 @@ class Chat:
         for piece in self.memory.stream(question, history=self.turns, **options):
             said.append(piece)
             yield piece
-        self.turns.append((question, "".join(said)))
+        self.turns.append((question, "".join(said).strip()))
 
     def reset(self) -> None:
         """Forget the turns."""

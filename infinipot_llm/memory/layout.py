@@ -27,6 +27,7 @@ class Layout:
         dim: D.
         bits: Per number, 8 or 4.
         scoring: Indices (layer * K + KV head) of the keys that score, increasing.
+        whole: Whether all other keys and the values are there too, so that passages can be loaded.
     """
 
     layers: int
@@ -34,10 +35,13 @@ class Layout:
     dim: int
     bits: Literal[8, 4]
     scoring: tuple[int, ...]
+    whole: bool
 
     @cached_property
     def rest(self) -> tuple[int, ...]:
-        """Indices of the vectors that do not score: keys 0 .. L * K - 1, values behind them."""
+        """Indices of the vectors beside the scoring ones: keys 0 .. L * K - 1, values behind them."""
+        if not self.whole:
+            return ()
         scoring = set(self.scoring)
         return tuple(i for i in range(2 * self.layers * self.kv_heads) if i not in scoring)
 

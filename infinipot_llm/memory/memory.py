@@ -7,14 +7,11 @@ reading again.
 
 from __future__ import annotations
 
-import asyncio
-import queue
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +25,11 @@ from infinipot_llm.documents import Document, Span
 from infinipot_llm.errors import MemoryFileError, QuestionError
 from infinipot_llm.memory import saved
 from infinipot_llm.memory.file import MemoryFile
-from infinipot_llm.memory.recall import Finder, Passage, question_pot
+from infinipot_llm.memory.recall import Finder, Passage, pot_of_text, question_pot, text_slots
 from infinipot_llm.memory.resources import peak_memory_bytes
 from infinipot_llm.memory.setup import Setup
 from infinipot_llm.memory.shelf import SPAN, Shelf
+from infinipot_llm.memory.waiting import awaited, awaited_pieces, pieces
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader, ReadStats
@@ -173,6 +171,7 @@ class DocumentMemory:
         """
         started = time.perf_counter()
         how = self._how(followup)
+        _check_recall(recall)
         asked, notes = self._asked(how, question, history, max_new_tokens or self.config.max_new_tokens, recall)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         limit = self._limit(how, asked, max_new_tokens)
@@ -181,10 +180,6 @@ class DocumentMemory:
         traced = Traced((), None)
         first: list[float] = []
         recalled = pot_bytes = 0
-
-        def told(piece: str) -> None:
-            if on_text is not None:
-                on_text(piece)
 
         def going() -> bool:
             first.append(time.perf_counter()) if not first else None
@@ -195,10 +190,12 @@ class DocumentMemory:
             if mine:
                 pot, passages = self._state(how, question, asked, limit, recall)
                 recalled = sum(p.end - p.start for p in passages)
+                if passages and self.config.recalled == "load":
+                    recalled = pot.length - self.setup.prefix[0].shape[2]
                 codec = self._form.codec
                 said = decode(
                     self._adapter, codec, pot, asked, sampling,
-                    on_text=told if on_text is not None else None, cancelled=going,
+                    on_text=on_text, cancelled=going,
                 )  # fmt: skip
                 seconds = time.perf_counter() - started
                 pot_bytes = pot.cache.nbytes()
@@ -221,53 +218,17 @@ class DocumentMemory:
     def stream(self, question: str, **options: Any) -> Iterator[str]:
         """Yield the answer piece by piece, without citations; takes the options of `ask`.
 
-        The decoding runs in a thread: an error there is raised here, and leaving the loop ends the decoding.
+        An error is raised here, and leaving the loop ends the decoding.
         """
-        pieces: queue.Queue[str | BaseException | None] = queue.Queue()
-        gone = threading.Event()
-
-        def work() -> None:
-            try:
-                self.ask(question, citations=False, on_text=pieces.put, cancelled=gone.is_set, **options)
-                pieces.put(None)
-            except BaseException as error:  # it must reach the caller, whatever it is
-                pieces.put(error)
-
-        worker = threading.Thread(target=work, name="infinipot-answer", daemon=True)
-        worker.start()
-        try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-        finally:
-            gone.set()
-            worker.join()
+        return pieces(partial(self.ask, question, citations=False, **options))
 
     async def aask(self, question: str, **options: Any) -> Answer:
         """Answer a question without blocking the event loop; cancelling the task ends the decoding."""
-        gone = threading.Event()
-        try:
-            return await asyncio.to_thread(self.ask, question, cancelled=gone.is_set, **options)
-        finally:
-            gone.set()
+        return await awaited(partial(self.ask, question, **options))
 
-    async def astream(self, question: str, **options: Any) -> AsyncIterator[str]:
+    def astream(self, question: str, **options: Any) -> AsyncIterator[str]:
         """Yield the answer piece by piece without blocking the event loop; takes the options of `ask`."""
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-
-        def put(piece: str | None) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-        task = asyncio.create_task(self.aask(question, citations=False, on_text=put, **options))
-        task.add_done_callback(lambda _: pieces.put_nowait(None))
-        try:
-            while (piece := await pieces.get()) is not None:
-                yield piece
-            await task
-        finally:
-            task.cancel()
+        return awaited_pieces(partial(self.ask, question, citations=False, **options))
 
     def chat(self) -> Chat:
         """Start a conversation about the documents: earlier questions and answers are kept."""
@@ -286,6 +247,7 @@ class DocumentMemory:
             QuestionError: The question is empty, or the memory has no shelf.
         """
         self._how("recall")
+        _check_recall(tokens)
         with self._adapter.lock:
             passages = self.finder.find(self._form.question(question), question, tokens or self.config.recall)
         found = []
@@ -351,7 +313,10 @@ class DocumentMemory:
             turns = turns[1:]
             asked = self._form.conversation(turns, question)
         dropped = len(history) - len(turns)
-        return asked, [f"{dropped} earlier turn{'s' * (dropped > 1)} no longer fit and were left out."] * bool(dropped)
+        if not dropped:
+            return asked, []
+        left_out = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
+        return asked, [f"{dropped} earlier {left_out} left out."]
 
     def _limit(self, how: str, asked: Sequence[int], max_new_tokens: int | None) -> int:
         """Return how long the answer may get: a question longer than expected leaves less."""
@@ -378,7 +343,14 @@ class DocumentMemory:
                 f"{self.config.budget}: ask more briefly, lower max_new_tokens, or raise the budget."
             )
         passages = self.finder.find(asked, question, min(recall or self.config.recall, room))
-        tokens = sum(p.end - p.start for p in passages)
+        if self.config.recalled == "read":
+            while text_slots(self.setup, passages) > room:  # what stands between passages may not fit any more
+                passages = sorted(passages, key=lambda p: -p.score)[:-1]
+                passages.sort(key=lambda p: p.start)
+            slots = prefix + text_slots(self.setup, passages) + len(asked) + limit
+            return pot_of_text(self.setup, self.text, passages, slots), passages
+        rows = (self.finder.shelf.rows_of(p.start, p.end) for p in passages)  # a bounded shelf holds parts of spans
+        tokens = sum(b - a for a, b in rows)
         slots = prefix + tokens + len(asked) + limit
         return question_pot(self._adapter, self.setup.prefix, self.finder.shelf, passages, slots), passages
 
@@ -398,3 +370,9 @@ class DocumentMemory:
         """Return the answer's tokens without control tokens, which rest on nothing."""
         special = set(self._form.codec.tokenizer.all_special_ids)
         return [i for i in said.ids if i not in special]
+
+
+def _check_recall(tokens: int | None) -> None:
+    """Refuse to recall less than a token."""
+    if tokens is not None and tokens < 1:
+        raise QuestionError(f"{tokens} tokens cannot be recalled: give recall a whole number of at least 1.")

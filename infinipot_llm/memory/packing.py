@@ -70,7 +70,8 @@ class Packing:
         """Unpack rows [R, row_bytes] uint8; returns [R, n, D] float32."""
         R = rows.shape[0]
         codes = rows[:, : self.code_bytes].contiguous().view(torch.int8)
-        scales = rows[:, self.code_bytes :].contiguous().view(torch.float16).to(torch.float32)
+        scales = rows[:, self.code_bytes :].clone(memory_format=torch.contiguous_format).view(torch.float16)
+        scales = scales.nan_to_num(0.0, 0.0, 0.0).to(torch.float32)  # a stranger's file may hold what `encode` does not
         if self.bits == 4:  # shifting a signed byte right keeps its sign
             codes = torch.stack([(codes << 4) >> 4, codes >> 4], dim=2)
         grouped = codes.reshape(R, self.groups, self.group).to(torch.float32)

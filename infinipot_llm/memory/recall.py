@@ -122,7 +122,7 @@ def fill(spans: Spans, cuts: NDArray[np.int64], scores: Tensor, budget: int) -> 
         spans: How the text is cut.
         cuts: [M + 1] rows at which spans begin; a span without rows is not on the shelf.
         scores: [M] float32.
-        budget: Most tokens of the shelf to take; the last span taken is cut to fit.
+        budget: Most tokens to take; the last span taken is cut to fit.
 
     Returns:
         Passages in document order.
@@ -132,12 +132,12 @@ def fill(spans: Spans, cuts: NDArray[np.int64], scores: Tensor, budget: int) -> 
     for i in scores.argsort(descending=True, stable=True).tolist():
         if left < 1:
             break
-        start, end, rows = int(spans.starts[i]), int(spans.starts[i + 1]), int(cuts[i + 1] - cuts[i])
-        if not rows:
+        if cuts[i] == cuts[i + 1]:
             continue
-        end = end if rows <= left else min(end, start + left)
+        start = int(spans.starts[i])
+        end = min(int(spans.starts[i + 1]), start + left)
         taken.append((start, end, float(scores[i])))
-        left -= min(rows, left)
+        left -= end - start
     passages: list[Passage] = []
     for start, end, score in sorted(taken):
         if passages and passages[-1].end == start:
@@ -145,6 +145,40 @@ def fill(spans: Spans, cuts: NDArray[np.int64], scores: Tensor, budget: int) -> 
         else:
             passages.append(Passage(start, end, score))
     return passages
+
+
+def pot_of_text(setup: Setup, text: TokenizedText, passages: Sequence[Passage], slots: int) -> Pot:
+    """Fill a pot with a prompt's prefix and the text of passages, read as if they were the whole document.
+
+    Args:
+        setup: The model.
+        text: What the passages are of.
+        passages: What to read, in document order.
+        slots: Slots of the pot; `text_slots` says what the passages take.
+    """
+    pot = Pot(setup.adapter, slots)
+    keys, values = setup.prefix
+    pot.place(keys, values, torch.full((keys.shape[2],), PREFIX))
+    pot.pinned = pot.length
+    gap = setup.gap
+    ids: list[int] = []
+    origin: list[int] = []
+    for number, passage in enumerate(passages):
+        if number:
+            ids += gap
+            origin += [PREFIX] * len(gap)
+        ids += text.ids[passage.start : passage.end].tolist()
+        origin += range(passage.start, passage.end)
+    for start in range(0, len(ids), setup.config.chunk):
+        part = slice(start, start + setup.config.chunk)
+        setup.adapter.forward(torch.tensor(ids[part], dtype=torch.long), pot.cache)
+        pot.record(torch.tensor(origin[part]))
+    return pot
+
+
+def text_slots(setup: Setup, passages: Sequence[Passage]) -> int:
+    """Return the slots that passages and what stands between them take when they are read as text."""
+    return sum(p.end - p.start for p in passages) + max(0, len(passages) - 1) * len(setup.gap)
 
 
 def question_pot(

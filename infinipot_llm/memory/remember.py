@@ -10,11 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from infinipot_llm.config import PotConfig
 from infinipot_llm.errors import StoreError
 from infinipot_llm.memory import saved
 from infinipot_llm.memory.file import HEADER_BYTES, Draft, MemoryFile
-from infinipot_llm.memory.layout import Layout
 from infinipot_llm.memory.memory import DocumentMemory, Shelved
 from infinipot_llm.memory.scoring import NO_CONTENT, null_scores
 from infinipot_llm.memory.setup import Setup
@@ -25,16 +23,20 @@ from infinipot_llm.pot.distill import Tracer
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Progress, Reader
 
-TEXT_BYTES_PER_TOKEN = 12 + 4 + 32 + 6
-"""Beside keys and values: ids and offsets, the token's row, its null scores, and its share of the text."""
+TEXT_BYTES_PER_TOKEN = 12 + 4 + 6
+"""Beside keys and values: ids and offsets, the token's row, and its share of the text."""
 
 
-def expected_bytes(layout: Layout, config: PotConfig, tokens: int) -> int:
-    """Return the size of the file that reading `tokens` tokens will leave."""
-    shelf = tokens * layout.token_bytes
+def expected_bytes(setup: Setup, tokens: int) -> int:
+    """Return about how large the file will be that reading `tokens` tokens leaves."""
+    layout, config = setup.layout, setup.config
+    shelf = tokens * (layout.token_bytes + 2 * len(setup.heads.heads))  # null scores are float16
     if config.shelf_bytes is not None:
         shelf = min(shelf, config.shelf_bytes)
-    pot = min(config.budget, tokens + 64) * layout.layers * layout.kv_heads * 6
+    slots = min(config.budget, tokens + 64)
+    pot = slots * layout.layers * layout.kv_heads * 6
+    if not layout.whole or config.shelf_bytes is not None:  # then the pot's own keys and values are stored
+        pot += slots * 2 * layout.layers * layout.kv_heads * (layout.dim + 2)
     return HEADER_BYTES + shelf + tokens * TEXT_BYTES_PER_TOKEN + pot
 
 
@@ -78,7 +80,7 @@ def remember(
     try:
         if config.shelf != "off":
             layout = setup.layout
-            check_room(scratch.parent, expected_bytes(layout, config, len(text) - begin))
+            check_room(scratch.parent, expected_bytes(setup, len(text) - begin))
             draft = Draft(scratch)
             most = None if config.shelf_bytes is None else config.shelf_bytes // layout.token_bytes
             writer = ShelfWriter(draft, layout, begin, most, before[0].normal if before else None)

@@ -43,6 +43,9 @@ NULL = "null"
 NULL_SCALE = 1024.0
 """What null scores are multiplied by: the typical one is 1 / R, which float16 cannot tell from 0 otherwise."""
 
+LARGEST = 1e6
+"""No mean and no spread of a channel is as large; larger ones would overflow in attention."""
+
 COPIED_ROWS = 1024
 _PARTS = {
     "model": "another model, or its weights in another dtype",
@@ -118,7 +121,7 @@ def _document(d: dict[str, Any]) -> Document:
     pages = tuple(Page(number, *page) for number, page in enumerate(d["pages"], start=1))
     turns = tuple(Turn(*turn) for turn in d["turns"])
     texts = [d["name"], d["text"], *d["notes"], *(p.label or "" for p in pages), *(t.speaker or "" for t in turns)]
-    offsets = [x for range_ in (*pages, *turns) for x in (range_.start, range_.end)]
+    offsets = [x for p in pages for x in (p.start, p.end)] + [x for t in turns for x in (t.start, t.end)]
     times = [t.time for t in turns if t.time is not None]
     if not (
         all(type(x) is str for x in texts)
@@ -145,7 +148,7 @@ def write_rest(
     if null is not None:
         draft.add(NULL, (null * NULL_SCALE).to(torch.float16).cpu().numpy())
     write_text(draft, text)
-    whole = null is not None and len(draft.rows(TOKENS)) == len(text)
+    whole = null is not None and setup.layout.whole and len(draft.rows(TOKENS)) == len(text)
     about = {
         "made_by": version("infinipot-llm"),
         "model": setup.model,
@@ -211,13 +214,26 @@ def open_memory(path: Path, setup: Setup) -> DocumentMemory:
                 f"{path.name} was made with {' and '.join(other)}: load the model it was made with "
                 f"({called if called.isprintable() else 'of no name'}), or read the document again."
             )
+        if about["config"].get("version") != asking.version:
+            raise MemoryFileError(
+                f"{path.name} was written with settings of version {str(about['config'].get('version'))[:20]}, and "
+                f"this release knows version {asking.version}: read the document again."
+            )
+        if asking.recalled == "load" and about["config"].get("shelf") == "keys":
+            raise MemoryFileError(
+                f"{path.name} holds no keys and values to load: ask with recalled='read', or read the document again "
+                "with shelf='int8'."
+            )
         config = replace(
             PotConfig.from_dict(about["config"]),
             recall=asking.recall,
+            recalled=asking.recalled,
             followup=asking.followup,
             max_new_tokens=asking.max_new_tokens,
         )
         adapter.check_budget(config.budget)
+        if type(config.policy) is not str:
+            raise TypeError("policy")
         setup = replace(setup, config=config)
         stats = _stats(about["stats"])
         text = read_text(file)
@@ -292,7 +308,7 @@ def _check_shelf(file: MemoryFile, layout: Layout, heads: int, tokens: int) -> N
 def _check_normal(file: MemoryFile, mean: str, spread: str, shape: tuple[int, int]) -> None:
     for name in (mean, spread):
         file.expect(name, np.float32, shape)
-        if not np.isfinite(file.rows(name)).all():
+        if not (np.abs(file.rows(name)) < LARGEST).all():  # False for what is no number
             raise ValueError(name)
     if not (file.rows(spread) > 0).all():
         raise ValueError(spread)
@@ -318,7 +334,7 @@ def _check_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, tokens: in
         raise ValueError("origin")
     if not np.isfinite(file.rows("pot.novelty")).all():
         raise ValueError("novelty")
-    if type(whole) is not bool or (whole and rows != tokens):
+    if type(whole) is not bool or (whole and (rows != tokens or not setup.layout.whole)):
         raise ValueError("whole_shelf")
     if not whole:
         file.expect("pot.rows", np.uint8, (S - P, Packing(8, 2 * L * K, D).row_bytes))

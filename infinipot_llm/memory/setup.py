@@ -47,6 +47,11 @@ class Setup:
         count = len(self.form.prefix)
         return keys[:, :, :count], values[:, :, :count]
 
+    @cached_property
+    def gap(self) -> list[int]:
+        """Tokens that stand between two passages that do not follow one another."""
+        return self.form.codec.untrusted("\n...\n")
+
     @property
     def query_heads(self) -> int:
         """H, query heads per layer."""
@@ -60,12 +65,13 @@ class Setup:
             StoreError: The configuration has no shelf.
         """
         if self.config.shelf == "off":
-            raise StoreError("the shelf is off: choose shelf='int8' or 'int4'.")
+            raise StoreError("the shelf is off: choose shelf='keys', 'int8' or 'int4'.")
         kv_heads = int(self.adapter.config.num_key_value_heads)
         return Layout(
             self.adapter.layers,
             kv_heads,
             int(self.adapter.attentions[0].head_dim),
-            8 if self.config.shelf == "int8" else 4,
+            4 if self.config.shelf == "int4" else 8,
             self.heads.scoring_keys(self.query_heads, kv_heads),
+            whole=self.config.shelf != "keys",
         )

@@ -1,71 +1,38 @@
 """MemoryStore: a folder of finished memories, each found by its key, the least recently used given up for room.
 
-In the folder a memory is `<key>.infinipot`, and `<key>.json` beside it says what it is. A memory appears by a rename
-alone, so it is there whole or not at all. `.lock` is held for moments, around everything that changes names;
-`<key>.lock` is held by whoever is making that memory, and `<key>.<token>.part` is what they write, locked by them for
-as long as they live. The system frees the locks of a process that was killed: that is how its leftovers are known.
+A memory appears by a rename alone, so it is there whole or not at all. The folder with its locks, and what becomes of
+the leftovers of killed processes, is in folder.py; the note that says what a memory is, in notes.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import os
-import re
-import secrets
 import shutil
-import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import filelock
 
 from infinipot_llm.errors import StoreError
-from infinipot_llm.memory.remote import MAX_NOTE_BYTES, RemoteTier
-from infinipot_llm.models.catalogue import cache_dir
+from infinipot_llm.memory.folder import STORE_VARIABLE, Folder, scratch_files
+from infinipot_llm.memory.notes import Entry, entry, note_text
+from infinipot_llm.memory.ordinary import is_ordinary, open_ordinary, seal, sync_folder, touch, write_private
+from infinipot_llm.memory.remote import RemoteTier
 
-STORE_VARIABLE = "INFINIPOT_STORE"
-SUFFIX = ".infinipot"
-
-Verify = Callable[[Path], None]
-
-_KEY = re.compile(r"[0-9a-f]{64}")
-_FILE = re.compile(r"(?P<key>[0-9a-f]{64})(?P<part>\.[0-9a-f]{16}\.part)?(?P<kind>\.infinipot|\.json|\.lock)?")
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_POLL_S = 0.05
-_POSIX = os.name == "posix"
-
-# Locks of keys that a thread holds: what it asks for again it has.
-_MINE = threading.local()
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One memory of the store.
-
-    Attributes:
-        key: Its name, 64 hexadecimal digits.
-        path: Its file.
-        nbytes: Size of the file.
-        created: When it was put into this store, in seconds since 1970.
-        last_used: When it was last put or got, in seconds since 1970.
-        description: What it was put with; empty when that was lost.
-    """
-
-    key: str
-    path: Path
-    nbytes: int
-    created: float
-    last_used: float
-    description: dict[str, Any]
-
+__all__ = ["STORE_VARIABLE", "Entry", "MemoryStore"]
 
 Entries = list[Entry]  # the class below has a method of that name
+
+
+class _Scratch(NamedTuple):
+    """A scratch that is neither put nor discarded: its key, its lock, and the thread that asked for it."""
+
+    key: str
+    lock: filelock.BaseFileLock
+    thread: int
 
 
 class MemoryStore:
@@ -91,7 +58,7 @@ class MemoryStore:
         *,
         max_bytes: float = 20e9,
         remote: str | None = None,
-        verify: Verify | None = None,
+        verify: Callable[[Path], None] | None = None,
     ) -> None:
         """Say where the store is; nothing is touched yet.
 
@@ -108,11 +75,12 @@ class MemoryStore:
         """
         if not max_bytes > 0:
             raise StoreError(f"the store's limit is {max_bytes} bytes: give max_bytes above 0.")
-        self.folder = _chosen_folder(folder)
+        self._place = Folder(folder)
+        self.folder = self._place.path
         self.max_bytes = max_bytes
         self._remote = RemoteTier(remote) if remote else None
         self._verify = verify
-        self._scratches: dict[Path, tuple[filelock.BaseFileLock, int]] = {}  # with the thread that asked for it
+        self._scratches: dict[Path, _Scratch] = {}
 
     def __repr__(self) -> str:
         remote = f", remote {self._remote.address}" if self._remote else ""
@@ -120,9 +88,11 @@ class MemoryStore:
 
     def __contains__(self, key: object) -> bool:
         """Say whether the folder has the memory; the remote is not asked, and nothing counts as used."""
-        if not isinstance(key, str) or not _KEY.fullmatch(key) or not self._ready():
+        try:
+            path = self._place.memory(key)
+        except StoreError:
             return False
-        return _regular(self._path(key)) is not None
+        return self._place.ready() and is_ordinary(path)
 
     def get(self, key: str) -> Path | None:
         """Return the file of a memory, which counts as used now, or None.
@@ -136,15 +106,11 @@ class MemoryStore:
         Raises:
             StoreError: The key is none, the folder is not ours, or the remote fails or holds a damaged memory.
         """
-        path = self._path(key)
-        if self._ready() and _regular(path) is not None:
-            try:
-                _touch(path)
-            except FileNotFoundError:
-                pass  # evicted this moment: absent
-            except OSError:
-                return path  # a read-only disk: all that is lost is the time of use
-            else:
+        path = self._place.memory(key)
+        if self._place.ready() and is_ordinary(path):
+            with contextlib.suppress(OSError):  # a read-only disk: all that is lost is the time of use
+                touch(path)
+            if is_ordinary(path):  # not evicted this moment
                 return path
         return self._get_remote(self._remote, key) if self._remote else None
 
@@ -158,14 +124,8 @@ class MemoryStore:
             StoreError: As `get`, or the file cannot be opened.
         """
         path = self.get(key)
-        if path is None:
-            return None
-        try:
-            return os.fdopen(_open_regular(path), "rb")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._unusable(error) from error
+        with self._place.sentences():
+            return _open(path) if path else None
 
     @contextlib.contextmanager
     def writing(self, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
@@ -182,32 +142,15 @@ class MemoryStore:
         Raises:
             StoreError: The folder cannot be used, or the disk is full, here or within the block.
         """
-        self._path(key)
-        self._ready(create=True)
-        path = self.folder / f"{key}.lock"
-        if path in _mine():
-            yield
-            return
-        with self._sentences():
-            lock = self._wait_for(path, on_wait)
-        _mine().add(path)
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _FULL:
-                raise self._unusable(error) from error
-            raise
-        finally:
-            _mine().discard(path)
+        self._place.memory(key)
+        self._place.ready(create=True)
+        mine = (key, threading.get_ident())
+        with self._place.turn(key, on_wait) as begins, self._place.sentences(only_full=True):
             try:
-                me = threading.get_ident()
-                for scratch in [p for p, (_, thread) in self._scratches.items() if thread == me and _key_of(p) == key]:
-                    self.discard(scratch)
-                with contextlib.suppress(OSError), self._names():
-                    path.unlink(missing_ok=True)
-                    lock.release()
+                yield
             finally:
-                lock.release(force=True)
+                for path in [p for p, s in self._scratches.items() if begins and (s.key, s.thread) == mine]:
+                    self.discard(path)
 
     def scratch(self, key: str) -> Path:
         """Return a path in the store, of no file yet, to write a memory to.
@@ -220,14 +163,10 @@ class MemoryStore:
         Raises:
             StoreError: The key is none, or the folder cannot be used.
         """
-        self._path(key)
-        self._ready(create=True)
-        path = self.folder / f"{key}.{secrets.token_hex(8)}.part"
-        lock = filelock.FileLock(_beside(path, ".lock"), mode=0o600, thread_local=False)
-        with self._sentences(), self._names():
-            self._clean(self._files())
-            lock.acquire(timeout=0)
-            self._scratches[path] = (lock, threading.get_ident())
+        self._place.memory(key)
+        self._place.ready(create=True)
+        path, lock = self._place.scratch(key)
+        self._scratches[path] = _Scratch(key, lock, threading.get_ident())
         return path
 
     def discard(self, scratch: Path) -> None:
@@ -236,17 +175,8 @@ class MemoryStore:
         Args:
             scratch: What `scratch` returned.
         """
-        lock, _ = self._scratches.pop(scratch, (None, 0))
-        if lock is None:
-            return
-        try:
-            with contextlib.suppress(OSError), self._names():
-                for path in (_beside(scratch, ".json"), scratch, _beside(scratch, ".lock")):
-                    with contextlib.suppress(OSError):
-                        path.unlink(missing_ok=True)
-                lock.release()
-        finally:
-            lock.release(force=True)
+        if taken := self._scratches.pop(scratch, None):
+            self._place.drop(taken.lock, *scratch_files(scratch))
 
     def put(self, key: str, finished: Path, description: dict[str, Any]) -> Path:
         """Take a memory that was written to a scratch into the store, and give it to the remote.
@@ -266,22 +196,19 @@ class MemoryStore:
                 the path is no scratch of this store: the store is as it was. Or the remote fails: then the memory
                 is in the folder.
         """
-        target = self._path(key)
-        if finished not in self._scratches or _key_of(finished) != key:
+        target = self._place.memory(key)
+        if finished not in self._scratches or self._scratches[finished].key != key:
             raise StoreError(f"{finished} is no scratch for this memory: write to the path that scratch(key) returns.")
         try:
-            self._ready(create=True)
-            with self._sentences():
+            self._place.ready(create=True)
+            with self._place.sentences():
                 self._install(target, finished, description)
         finally:
             self.discard(finished)
-        if self._remote:
-            try:
-                handle = os.fdopen(_open_regular(target), "rb")
-            except FileNotFoundError:
-                return target  # another process has evicted or removed it already: there is nothing to give
-            with handle:
-                self._remote.upload(key, handle, description)
+        # Another process may have evicted or removed it already: then there is nothing to give.
+        if self._remote and (file := _open(target)):
+            with file:
+                self._remote.upload(key, file, description)
         return target
 
     def list(self) -> Entries:
@@ -290,25 +217,24 @@ class MemoryStore:
         Raises:
             StoreError: The folder is not ours or cannot be read.
         """
-        if not self._ready():
+        if not self._place.ready():
             return []
-        with self._sentences():
-            files = self._files()
-            if _leftovers(files):
-                with contextlib.suppress(OSError), self._names():  # on a read-only disk they stay
-                    self._clean(self._files())
-            return self._entries(files)
+        with self._place.sentences():
+            if self._place.leftovers():
+                with contextlib.suppress(OSError), self._place.names():  # on a read-only disk they stay
+                    self._place.clean()
+            return [entry(path, facts) for path, facts in self._place.memories()]
 
     def total_bytes(self) -> int:
         """Return the size of all memory files together, in bytes."""
-        if not self._ready():
+        if not self._place.ready():
             return 0
-        with self._sentences():
-            return sum(found.st_size for name, found in self._files().items() if _is_memory(name))
+        with self._place.sentences():
+            return sum(facts.st_size for _, facts in self._place.memories())
 
     def free_bytes(self) -> int:
         """Return what the disk of the store has room for, in bytes: a check before a memory is made."""
-        with self._sentences():
+        with self._place.sentences():
             place = next(p for p in (self.folder, *self.folder.parents) if p.exists())
             return shutil.disk_usage(place).free
 
@@ -321,11 +247,11 @@ class MemoryStore:
         Raises:
             StoreError: The key is none, or the file cannot be removed.
         """
-        path = self._path(key)
-        if not self._ready():
+        path = self._place.memory(key)
+        if not self._place.ready():
             return False
-        with self._sentences(), self._names():
-            return self._remove(path)
+        with self._place.sentences(), self._place.names():
+            return self._place.remove(path)
 
     def clear(self) -> int:
         """Remove every memory from the folder, not from the remote, and say how many there were.
@@ -333,341 +259,68 @@ class MemoryStore:
         Raises:
             StoreError: A file cannot be removed.
         """
-        if not self._ready():
+        if not self._place.ready():
             return 0
-        with self._sentences(), self._names():
-            self._clean(self._files())
-            return sum(self._remove(self.folder / name) for name in self._files() if _is_memory(name))
-
-    def _path(self, key: str) -> Path:
-        """Return the file of a key, which is checked here before it comes near any path."""
-        if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise StoreError(f"{key!r:.80} is no key of a memory: keys are 64 digits of 0-9 and a-f.")
-        return self.folder / f"{key}{SUFFIX}"
-
-    def _ready(self, *, create: bool = False) -> bool:
-        """Say whether the folder is there; refuse one that others own or may write to."""
-        try:
-            if create and not os.path.lexists(self.folder):
-                self.folder.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileExistsError):  # another process was faster
-                    self.folder.mkdir(mode=0o700)
-                    self.folder.chmod(0o700)  # a umask may have taken bits away
-            problem = _folder_problem(self.folder)
-        except FileNotFoundError as error:
-            if create:
-                raise self._unusable(error) from error
-            return False
-        except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
-        if problem:
-            raise StoreError(f"the store's folder {self.folder} {problem}, or set {STORE_VARIABLE} to another folder.")
-        return True
-
-    @contextlib.contextmanager
-    def _names(self) -> Iterator[None]:
-        """Hold the lock of the folder: names change, and key and scratch locks are taken and removed, only under it."""
-        with filelock.FileLock(self.folder / ".lock", mode=0o600).acquire(poll_interval=_POLL_S / 10):
-            yield
-
-    def _wait_for(self, path: Path, on_wait: Callable[[], None] | None) -> filelock.BaseFileLock:
-        """Take the lock of a key; between the attempts, Ctrl-C is heard."""
-        lock = filelock.FileLock(path, mode=0o600, thread_local=False)
-        while True:
-            # Under the folder's lock, because a lock file that is opened while another removes it would lock nothing.
-            with self._names():
-                if _take(lock):
-                    return lock
-            if on_wait:
-                on_wait()
-                on_wait = None
-            time.sleep(_POLL_S)
+        with self._place.sentences(), self._place.names():
+            self._place.clean()
+            return sum(self._place.remove(path) for path, _ in self._place.memories())
 
     def _install(self, target: Path, finished: Path, description: dict[str, Any]) -> None:
-        """Make a scratch durable, then give it its name."""
-        text = _note_text(description)
-        nbytes = _seal(finished)
-        if nbytes > self.max_bytes:
-            raise self._too_large(nbytes)
-        note = _beside(finished, ".json")
-        _write_private(note, text)
-        with self._names():
-            files = self._files()
-            self._clean(files)
-            others = [entry for entry in self._entries(files, notes=False) if entry.path != target]
-            total = sum(entry.nbytes for entry in others)
-            for entry in reversed(others):
-                if total + nbytes <= self.max_bytes:
-                    break
+        """Make a scratch durable and room for it, then give it its name."""
+        text = note_text(description)
+        nbytes = seal(finished)
+        self._check_size(nbytes)
+        note = scratch_files(finished)[0]
+        write_private(note, text)
+        with self._place.names():
+            self._place.clean()
+            others = [(path, facts.st_size) for path, facts in self._place.memories() if path != target]
+            total = nbytes + sum(size for _, size in others)
+            while others and total > self.max_bytes:
+                path, size = others.pop()
                 with contextlib.suppress(PermissionError):  # Windows: somebody reads it, it stays this time
-                    total -= entry.nbytes * self._remove(entry.path)
-            _touch(finished)
+                    self._place.remove(path)
+                    total -= size
+            touch(finished)
             # The note first: a kill between the two leaves a note without memory, which is cleaned away.
             note.replace(target.with_suffix(".json"))
             finished.replace(target)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _get_remote(self, remote: RemoteTier, key: str) -> Path | None:
         """Bring a memory from the remote into the folder; one process does it and the others wait."""
         manifest = remote.manifest(key)
         if manifest is None:
             return None
-        target = self._path(key)
-        with self.writing(key):
-            if _regular(target) is not None:  # by the process that was waited for
+        target = self._place.memory(key)
+        with self.writing(key), self._place.sentences():
+            if is_ordinary(target):  # by the process that was waited for
                 return target
-            if manifest.nbytes > self.max_bytes:
-                raise self._too_large(manifest.nbytes)
+            self._check_size(manifest.nbytes)
             if manifest.nbytes > self.free_bytes():
-                raise self._unusable(OSError(errno.ENOSPC, f"{_size(manifest.nbytes)} would come from the remote"))
+                raise OSError(errno.ENOSPC, f"{_size(manifest.nbytes)} would come from the remote")
             scratch = self.scratch(key)
             try:
-                with self._sentences():
-                    remote.download(manifest, scratch, self._verify)
-                    self._install(target, scratch, manifest.description)
+                remote.download(manifest, scratch, self._verify)
+                self._install(target, scratch, manifest.description)
             finally:
                 self.discard(scratch)
         return target
 
-    def _files(self) -> dict[str, os.stat_result]:
-        """Return the ordinary files of the folder by name; links, and whatever else, are not looked at."""
-        found = {}
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                    facts = entry.stat(follow_symlinks=False)
-                    if stat.S_ISREG(facts.st_mode):
-                        found[entry.name] = facts
-        return found
-
-    def _entries(self, files: dict[str, os.stat_result], *, notes: bool = True) -> Entries:
-        """Return the memories among the files, the most recently used first."""
-        found = []
-        for name, facts in files.items():
-            if _is_memory(name):
-                path = self.folder / name
-                note = _read_note(path.with_suffix(".json")) if notes else {}
-                description, created = note.get("description"), note.get("created")
-                # A time in the future, by a clock that was wrong, must not make a memory the newest for ever.
-                used = min(facts.st_mtime_ns, time.time_ns()) / 1e9
-                entry = Entry(
-                    key=path.stem,
-                    path=path,
-                    nbytes=facts.st_size,
-                    created=_as_time(created, used),
-                    last_used=used,
-                    description=description if isinstance(description, dict) else {},
-                )
-                found.append((facts.st_mtime_ns, entry))
-        return [entry for _, entry in sorted(found, key=lambda pair: (-pair[0], pair[1].key))]
-
-    def _clean(self, files: dict[str, os.stat_result]) -> None:
-        """Remove what killed processes have left, under the folder's lock."""
-        for name in _leftovers(files):
-            path = self.folder / name
-            guard = path if path.suffix == ".lock" else _beside(path, ".lock")
-            lock = filelock.FileLock(guard, mode=0o600, thread_local=False)
-            with contextlib.suppress(PermissionError):
-                if path.suffix == ".json":
-                    path.unlink(missing_ok=True)
-                elif _take(lock):
-                    try:
-                        for leftover in (path,) if path == guard else (_beside(path, ".json"), path, guard):
-                            leftover.unlink(missing_ok=True)
-                    finally:
-                        lock.release(force=True)
-
-    def _remove(self, path: Path) -> bool:
-        """Remove a memory and its note, under the folder's lock."""
-        if _regular(path) is None:
-            return False
-        path.unlink()
-        with contextlib.suppress(OSError):
-            path.with_suffix(".json").unlink(missing_ok=True)
-        return True
-
-    @contextlib.contextmanager
-    def _sentences(self) -> Iterator[None]:
-        """Turn what the system says into a StoreError."""
-        try:
-            yield
-        except OSError as error:
-            raise self._unusable(error) from error
-
-    def _unusable(self, error: Exception) -> StoreError:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return StoreError(
-                f"the disk of the store {self.folder} is full ({error}): free some space there, or set "
-                f"{STORE_VARIABLE} to a folder on a larger disk."
+    def _check_size(self, nbytes: int) -> None:
+        if nbytes > self.max_bytes:
+            raise StoreError(
+                f"the memory takes {_size(nbytes)} but the store may take {_size(self.max_bytes)} in all: raise the "
+                f"store's limit (max_bytes) to {nbytes} or more."
             )
-        return StoreError(
-            f"the store {self.folder} cannot be used ({error}): set {STORE_VARIABLE} to a folder you can write to."
-        )
-
-    def _too_large(self, nbytes: int) -> StoreError:
-        return StoreError(
-            f"the memory takes {_size(nbytes)} but the store may take {_size(self.max_bytes)} in all: raise the "
-            f"store's limit (max_bytes) to {nbytes} or more."
-        )
 
 
-def _chosen_folder(folder: str | Path | None) -> Path:
-    """Return the store's folder as an absolute path."""
-    chosen = str(folder) if folder is not None else os.environ.get(STORE_VARIABLE, "")
+def _open(path: Path) -> BinaryIO | None:
+    """Open a memory, or return None if it is evicted this moment."""
     try:
-        return (Path(chosen).expanduser() if chosen else cache_dir() / "memories").absolute()
-    except RuntimeError as error:  # a ~ without a home folder
-        raise StoreError(f"the store's folder {chosen!r} cannot be found ({error}): give its full path.") from error
-
-
-def _folder_problem(folder: Path) -> str | None:
-    """Say why memories must not be kept in a folder, and what to do, or return None."""
-    itself = folder.lstat()
-    if stat.S_ISLNK(itself.st_mode) and not folder.exists():
-        return "is a link to nothing: remove it"
-    real = folder.stat()
-    if not stat.S_ISDIR(real.st_mode):
-        return "is not a folder: move it away"
-    if _POSIX:
-        if {itself.st_uid, real.st_uid} != {os.geteuid()}:
-            return "belongs to another user: use a folder of your own"
-        if real.st_mode & 0o022:
-            return "may be written to by other users: run `chmod go-w` on it"
-    return None
-
-
-def _mine() -> set[Path]:
-    """Return the locks of keys that this thread holds."""
-    held: set[Path] = _MINE.__dict__.setdefault("held", set())
-    return held
-
-
-def _take(lock: filelock.BaseFileLock) -> bool:
-    """Take a lock if nobody has it."""
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return False
-    return True
-
-
-def _is_memory(name: str) -> bool:
-    match = _FILE.fullmatch(name)
-    return match is not None and not match["part"] and match["kind"] == SUFFIX
-
-
-def _key_of(scratch: Path) -> str:
-    return scratch.name.partition(".")[0]
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    """Return the file that goes with a scratch."""
-    return path.with_name(path.name + suffix)
-
-
-def _leftovers(files: dict[str, os.stat_result]) -> list[str]:
-    """Return what may be left of killed processes, once each: scratches, locks of keys, notes without a memory."""
-    found = set()
-    for name in files:
-        match = _FILE.fullmatch(name)
-        if match is None:
-            continue  # not a file of the store
-        if match["part"]:
-            found.add(match["key"] + match["part"])  # with or without suffix, one scratch
-        elif match["kind"] == ".lock" or (match["kind"] == ".json" and match["key"] + SUFFIX not in files):
-            found.add(name)
-    return sorted(found)
-
-
-def _regular(path: Path) -> os.stat_result | None:
-    """Return the facts of an ordinary file, or None: links are not followed."""
-    try:
-        facts = path.lstat()
+        return open_ordinary(path)
     except FileNotFoundError:
         return None
-    return facts if stat.S_ISREG(facts.st_mode) else None
-
-
-def _open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open an ordinary file, never through a link, and never waiting for a pipe.
-
-    Raises:
-        OSError: There is none.
-    """
-    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    handle = os.open(path, flags | careful)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
-    return handle
-
-
-def _touch(path: Path) -> None:
-    """Set the time of last use, kept as the file's time of change: mount options do not hold that back."""
-    now = time.time_ns()
-    os.utime(path, ns=(now, now), follow_symlinks=os.utime not in os.supports_follow_symlinks)
-
-
-def _seal(path: Path) -> int:
-    """Make a finished file private and durable, and return its size."""
-    handle = _open_regular(path, os.O_RDWR)
-    try:
-        path.chmod(0o600)
-        os.fsync(handle)
-        return os.fstat(handle).st_size
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames durable, where a folder can be synchronised."""
-    if _POSIX:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _write_private(path: Path, text: bytes) -> None:
-    """Write a new file that only its owner can read, durably."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    with os.fdopen(handle, "wb") as out:
-        path.chmod(0o600)
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _note_text(description: dict[str, Any]) -> bytes:
-    """Return the note of a memory that is put now."""
-    try:
-        if not isinstance(description, dict):
-            raise TypeError(f"it is a {type(description).__name__}, not a dict")
-        text = json.dumps({"created": time.time(), "description": description}, allow_nan=False).encode("ascii")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise StoreError(f"the memory's description is no plain JSON ({error}): give texts and numbers.") from error
-    if len(text) > MAX_NOTE_BYTES:
-        raise StoreError(f"the memory's description takes {len(text)} bytes: give at most {MAX_NOTE_BYTES}.")
-    return text
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    """Return a memory's note, or an empty one if it is missing, damaged or too long."""
-    try:
-        with os.fdopen(_open_regular(path), "rb") as handle:
-            text = handle.read(MAX_NOTE_BYTES + 1)
-        note = json.loads(text) if len(text) <= MAX_NOTE_BYTES else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
-def _as_time(value: object, otherwise: float) -> float:
-    """Return what a note gives as a time, if it is one."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e11:
-        return float(value)
-    return otherwise
 
 
 def _size(nbytes: float) -> str:

@@ -15,8 +15,11 @@ import torch
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 
-CHECKED_POSITIONS = 64
-"""Rotary positions whose tables go into the fingerprint."""
+_ARITHMETIC = (
+    "rms_norm_eps", "layer_norm_eps", "hidden_act", "attention_multiplier", "embedding_multiplier",
+    "residual_multiplier", "logits_scaling", "logit_scale",
+)  # fmt: skip
+"""Settings that change what a model computes and stand in no weight."""
 
 
 def model_fingerprint(adapter: Adapter) -> str:
@@ -25,15 +28,17 @@ def model_fingerprint(adapter: Adapter) -> str:
     if isinstance(known, str):
         return known
     digest = hashlib.sha256(f"{adapter.family} {adapter.dtype}".encode())
+    for name in _ARITHMETIC:
+        digest.update(f"{name} {getattr(adapter.config, name, None)}\n".encode())
     for name, weight in sorted(adapter.model.named_parameters()):
         data = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(f"{name} {tuple(weight.shape)} {zlib.crc32(data.data)}\n".encode())
-    for rotation in adapter.rotations(min(CHECKED_POSITIONS, adapter.window)):
-        table = torch.cat([rotation.cos, rotation.sin]).cpu()
-        if rotation.apply is not None:  # rounded: two releases of a library may differ in the last bit
-            digest.update((table * 1e4).round().to(torch.int32).numpy().tobytes())
-        else:
+    for rotation in adapter.rotations(2):
+        if rotation.apply is None:
             digest.update(b"none")  # which layers have no positions counts
+        else:  # the angles of one step, in three digits: devices and releases differ in the last bits
+            angles = torch.atan2(rotation.sin[0, 1], rotation.cos[0, 1]).tolist()
+            digest.update(" ".join(f"{angle:.2e}" for angle in angles).encode())
     found = digest.hexdigest()
     adapter._fingerprint = found  # type: ignore[attr-defined]
     return found
@@ -41,7 +46,12 @@ def model_fingerprint(adapter: Adapter) -> str:
 
 def tokenizer_fingerprint(codec: TextCodec) -> str:
     """Return a digest of everything that decides how text becomes tokens, 64 hex digits."""
+    known = getattr(codec, "_fingerprint", None)
+    if isinstance(known, str):
+        return known
     tokenizer = codec.tokenizer
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = {k: rules.get(k) for k in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    found = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    codec._fingerprint = found  # type: ignore[attr-defined]
+    return found

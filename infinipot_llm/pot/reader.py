@@ -133,8 +133,9 @@ class Reader:
                 keep = max(kept, room - left)  # the last distillation leaves the pot just full
                 pot.pinned = pinned
                 number = stats.cycles + 1
+                free = config.budget - pot.length  # a pot to read on with may be fuller than `room`
                 distill(
-                    adapter, pot, self.policy, config, prompts, keep,
+                    adapter, pot, self.policy, config, [p[-free:] for p in prompts], keep,
                     number=number, tokens_read=stats.tokens_read, tracer=tracer,
                 )  # fmt: skip
                 stats = replace(stats, cycles=number)

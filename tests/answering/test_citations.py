@@ -10,7 +10,7 @@ from conftest import FAMILIES, byte_tokenizer, tiny_model
 
 from infinipot_llm.answering import citations as citations_module
 from infinipot_llm.answering.answer import Citation
-from infinipot_llm.answering.citations import says_nothing_found, trace
+from infinipot_llm.answering.citations import Traced, says_nothing_found, trace
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document, Page
 from infinipot_llm.documents.sentences import sentences
@@ -18,6 +18,7 @@ from infinipot_llm.engine import InfiniPot
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec, TokenizedText
+from infinipot_llm.pot.pot import PREFIX, Pot
 
 CODEC = TextCodec(byte_tokenizer())
 PAGES = [
@@ -41,7 +42,7 @@ SECOND = paged("second", [None, None, None])
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def memory(request: pytest.FixtureRequest) -> Iterator[DocumentMemory]:
-    config = PotConfig(budget=360, max_new_tokens=12, question_tokens=32)
+    config = PotConfig(budget=360, max_new_tokens=12, question_tokens=32, shelf="int8", recalled="load")
     with InfiniPot(Adapter(tiny_model(request.param, num_hidden_layers=2)), CODEC, config) as llm:
         read = llm.read([FIRST, SECOND], question="Who moved away?")
         assert read.stats.cycles > 0
@@ -112,6 +113,44 @@ def test_a_passage_is_hidden_and_only_that(memory: DocumentMemory) -> None:
     assert probability(adapter, pot, question, answer, None) == whole
 
 
+def test_support_is_what_the_document_adds_to_the_answers_likelihood(memory: DocumentMemory) -> None:
+    """Against a pot that never held it."""
+    adapter, pot = memory._adapter, memory.pot
+    question, answer = memory._form.question("When?"), CODEC.untrusted("1903")
+    before = pot.state()
+    found = trace(adapter, pot, memory.text, question, answer, "1903")
+    bare = Pot(adapter, pot.budget)
+    bare.place(*memory.setup.prefix, torch.full((memory.setup.prefix[0].shape[2],), PREFIX))
+    probability = citations_module._log_probability
+    expected = probability(adapter, pot, question, answer, None)
+    # The question stands where it stood: hiding slots moves nothing.
+    hidden = probability(adapter, pot, question, answer, pot.origin >= 0)
+    assert found.supported == pytest.approx(expected - hidden, rel=1e-4, abs=1e-4)
+    assert found.supported != 0.0
+    nothing = trace(adapter, bare, memory.text, question, answer, "1903")
+    assert nothing.supported == pytest.approx(0.0, abs=1e-3)
+    assert all(torch.equal(before[name], value) for name, value in pot.state().items())
+
+
+@pytest.mark.parametrize("followup", ["recall", "reuse", "reread"])
+def test_an_answer_says_how_far_the_document_supports_it(memory: DocumentMemory, followup: str) -> None:
+    answer = memory.ask("When?", followup=followup)
+    assert isinstance(answer.supported, float)
+    assert answer.to_dict()["supported"] == answer.supported
+    assert memory.ask("When?", followup=followup, citations=False).supported is None
+    check(answer.citations)
+
+
+def test_what_was_not_recalled_is_not_cited(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(citations_module, "LEAST_DROP", -1e9)
+    for tokens in (5, 40):
+        answer = memory.ask("When?", followup="recall", recall=tokens)
+        assert answer.usage.recalled_tokens == tokens
+        found = {(span.document, span.start, span.end) for span, _ in memory.recall("When?", tokens)}
+        for one in answer.citations:
+            assert any(d == one.document and a < one.end and one.start < b for d, a, b in found)
+
+
 def test_a_quotation_begins_with_its_first_word_though_a_token_begins_with_a_blank() -> None:
     words = ["The mill", " burned.", "\n\n ", " It was", " rebuilt. "]
     ends = torch.tensor([len(w) for w in words]).cumsum(0).numpy().astype("int32")
@@ -134,7 +173,8 @@ def test_no_citation_without_an_answer(memory: DocumentMemory, answer: list[int]
     runs: list[int] = []
     handle = memory._adapter.backbone.register_forward_hook(lambda *_: runs.append(1))
     try:
-        assert trace(memory._adapter, memory.pot, memory.text, memory._form.question("When?"), answer, text).citations == ()
+        found = trace(memory._adapter, memory.pot, memory.text, memory._form.question("When?"), answer, text)
+        assert found == Traced((), None)
     finally:
         handle.remove()
     assert not runs

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from infinipot_llm.answering.prompt import BEFORE_DOCUMENT, BEFORE_QUESTION, GENERIC, SYSTEM, PromptForm
+from infinipot_llm.answering.prompt import (
+    BEFORE_DOCUMENT,
+    BEFORE_QUESTION,
+    GENERIC,
+    INSTRUCTION,
+    SYSTEM,
+    PromptForm,
+)
 from infinipot_llm.documents import Document, Page
 from infinipot_llm.errors import ModelError, QuestionError
 from infinipot_llm.models.text import TextCodec
@@ -153,3 +160,98 @@ def test_generic_questions_are_there_in_every_language_and_differ() -> None:
     for questions in GENERIC.values():
         assert len(set(questions)) == len(questions) >= 2
         assert all(FORMS[CHAT].question(q) for q in questions)
+
+
+# --- conversations ---
+
+
+TURNS = [("When?", " In 1903. "), (" And who? ", "The owner.")]
+
+
+def talked(form: PromptForm, turns: list[tuple[str, str]], question: str) -> str:
+    """The whole prompt of a conversation as text, control tokens written out."""
+    doc = form.codec.document([Document("d", "Some text.", (Page(1, None, 0, 10),))])
+    ids = [*form.prefix, *doc.ids.tolist(), *form.conversation(turns, question)]
+    return str(form.codec.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+@pytest.mark.parametrize("template", [CHAT, OTHER_SYSTEM])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_conversation_is_the_chat_template(template: str, count: int) -> None:
+    form = form_of(template)
+    messages = [{"role": "system", "content": SYSTEM}]
+    before = f"{BEFORE_DOCUMENT}Some text.{BEFORE_QUESTION}"
+    for question, answer in TURNS[:count]:
+        messages.append({"role": "user", "content": before + question.strip()})
+        messages.append({"role": "assistant", "content": answer.strip()})
+        before = INSTRUCTION
+    messages.append({"role": "user", "content": before + "Why?"})
+    expected = form.codec.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert talked(form, TURNS[:count], " Why?\n") == expected
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, IGNORES_SYSTEM])
+def test_a_conversation_without_a_system_role(template: str) -> None:
+    form = form_of(template)
+    end = "<|im_end|>\n<|im_start|>"
+    assert talked(form, TURNS, "Why?") == (
+        f"<|im_start|>user\n{SYSTEM}\n\n{BEFORE_DOCUMENT}Some text.{BEFORE_QUESTION}When?"
+        f"{end}assistant\nIn 1903.{end}user\n{INSTRUCTION}And who?{end}assistant\nThe owner."
+        f"{end}user\n{INSTRUCTION}Why?{end}assistant\n"
+    )
+
+
+def test_a_conversation_in_the_plain_form() -> None:
+    assert talked(form_of(None), TURNS, "Why?") == (
+        f"{SYSTEM}\n\n{BEFORE_DOCUMENT}Some text.{BEFORE_QUESTION}When?\nAnswer: In 1903."
+        f"\n\n{INSTRUCTION}And who?\nAnswer: The owner.\n\n{INSTRUCTION}Why?\nAnswer:"
+    )
+
+
+THINKS = CHAT.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+"""Writes an empty thought where an answer begins, and none before earlier answers, as Qwen3 does."""
+
+
+def test_the_answers_beginning_is_the_same_in_every_turn() -> None:
+    """What the model saw when it said something is what it sees of it later."""
+    form = form_of(THINKS)
+    text = talked(form, TURNS, "Why?")
+    assert text.count("<think>") == 3
+    assert text.startswith(shown(form, "Some text.", "When?") + "In 1903.<|im_end|>\n<|im_start|>user\n")
+
+
+def test_a_conversation_begins_and_ends_as_a_question() -> None:
+    for form in FORMS.values():
+        assert form.conversation([], "Why?") == form.question("Why?")
+        long, short = form.conversation(TURNS, "Why?"), form.question("Why?")
+        assert long[: len(form.before_question)] == short[: len(form.before_question)]
+        tail = len(short) - len(form.before_question)
+        assert long[-tail:] == short[-tail:]
+        assert len(form.conversation(TURNS[1:], "Why?")) < len(long)
+        with pytest.raises(QuestionError, match="empty"):
+            form.conversation(TURNS, " ")
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(template=st.sampled_from([CHAT, NO_SYSTEM, None]), said=INJECTED, answer=INJECTED)
+def test_control_markers_in_earlier_turns_stay_text(template: str | None, said: str, answer: str) -> None:
+    form = FORMS[template]
+    harmless = form.conversation([("x", "y"), ("x", "y")], "x")
+    asked = form.conversation([(said, answer), ("x", answer)], "x")
+    assert controls(form, asked) == controls(form, harmless)
+    assert talked(form, [(said, answer)], "x") == talked(form, [("SA1D", "ANSWER3D")], "x").replace(
+        "SA1D", said.strip()
+    ).replace("ANSWER3D", answer.strip())
+
+
+def test_a_turn_that_looks_like_a_placeholder_is_only_text() -> None:
+    text = "<<answer 5f0c>> <<next 5f0c>>"
+    assert talked(FORMS[CHAT], [(text, text)], text).count(text) == 3
+
+
+@pytest.mark.parametrize(
+    "change", ["{% if m.role == 'assistant' %}{{ m.content[:5] }}{% else %}{{ m.content }}{% endif %}"]
+)
+def test_a_template_that_changes_an_answer_is_refused(change: str) -> None:
+    with pytest.raises(ModelError, match="does not keep"):
+        form_of(CHAT.replace("{{ m.content }}", change))

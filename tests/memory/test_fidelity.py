@@ -10,12 +10,14 @@ import torch
 from conftest import FAMILIES, byte_tokenizer, tiny_model
 from torch import Tensor
 
-from infinipot_llm.answering.decode import Sampling, decode
+from infinipot_llm.answering.decode import Decoded, Sampling, decode
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
+from infinipot_llm.memory import memory as memory_module
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
+from infinipot_llm.pot.pot import Pot
 
 CODEC = TextCodec(byte_tokenizer())
 DOCUMENT = Document.from_text("The mill burned in 1903. It was rebuilt for 68,211 crowns; élan! 東京 <|im_end|>")
@@ -35,7 +37,10 @@ def engine(adapter: Adapter, chunk: int, spare: int = 0) -> InfiniPot:
     """An engine whose budget is exactly prefix + document + question + answer, and `spare` more."""
     form = InfiniPot(adapter, CODEC, PotConfig()).form
     need = len(form.prefix) + len(CODEC.document([DOCUMENT])) + len(form.question(QUESTION)) + LIMIT
-    return InfiniPot(adapter, CODEC, PotConfig(budget=need + spare, max_new_tokens=LIMIT, chunk=chunk))
+    config = PotConfig(
+        budget=need + spare, max_new_tokens=LIMIT, chunk=chunk, followup="reuse", shelf="int8", recalled="load"
+    )
+    return InfiniPot(adapter, CODEC, config)
 
 
 def whole_ids(llm: InfiniPot) -> list[int]:
@@ -78,7 +83,7 @@ def test_greedy_answers_are_the_plain_models(model: Adapter, chunk: int) -> None
     assert answer.text == CODEC.decode(expected).strip()
     assert answer.usage.answer_tokens == len(expected)
     assert answer.usage.question_tokens == len(asked)
-    assert llm.ask(DOCUMENT, QUESTION).text == answer.text
+    assert engine(model, chunk, spare=400).ask(DOCUMENT, QUESTION).text == answer.text
     assert "".join(memory.stream(QUESTION)).strip() == answer.text
 
     with memory.pot.scratch():
@@ -113,3 +118,32 @@ def test_reading_without_a_question_changes_nothing_either(model: Adapter) -> No
     memory = llm.read(DOCUMENT)
     assert memory.stats.cycles == 0
     assert memory.ask(QUESTION).text == CODEC.decode(plainly(model, whole_ids(llm))[0]).strip()
+
+
+def test_recalling_everything_is_the_plain_model_but_for_packing(
+    model: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget being exactly what is needed, nothing stays away; 8 bits per number cost about a hundredth."""
+    llm = engine(model, 13)
+    ids = whole_ids(llm)
+    asked = llm.form.question(QUESTION)
+    _, logits = plainly(model, ids)
+    memory = llm.read(DOCUMENT, question=QUESTION)
+    pots: list[Pot] = []
+    true_decode = memory_module.decode
+
+    def spy(adapter: Adapter, codec: TextCodec, pot: Pot, *args: Any, **kwargs: Any) -> Decoded:
+        pots.append(pot)
+        return true_decode(adapter, codec, pot, *args, **kwargs)
+
+    monkeypatch.setattr(memory_module, "decode", spy)
+    answer = memory.ask(QUESTION, followup="recall")
+    assert answer.usage.recalled_tokens == len(memory.text)
+    assert answer.usage.question_tokens == len(asked)
+    (pot,) = pots
+    assert pot is not memory.pot
+    assert pot.budget == llm.config.budget == pot.length + len(asked) + LIMIT
+    with pot.scratch():
+        ours = model.logits(model.forward(torch.tensor(asked), pot.cache))
+    assert (ours - logits[-len(asked) :]).abs().max() <= 2e-2 * logits.abs().max()
+    assert "".join(memory.stream(QUESTION, followup="recall")).strip() == answer.text

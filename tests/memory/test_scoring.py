@@ -1,4 +1,4 @@
-"""Scores of spans are those of the plain softmax over all un-rotated keys, whatever the blocks; queries are the model's."""
+"""Scores of spans are those of the plain softmax over all un-rotated keys; queries are the model's own."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 
 CODEC = TextCodec(byte_tokenizer())
-TEXT = "".join(f"In {1900 + i} the mill number {i} burned down.\n\nThen {i * 37} crowns were paid.\n" for i in range(12))
+TEXT = "".join(f"In {1900 + i} mill number {i} burned down.\n\nThen {i * 37} crowns were paid.\n" for i in range(12))
 HEADS = Heads(((2, 5), (0, 1), (0, 2), (1, 3)), (1.0, 0.5, 2.0, 1.0), True)
 """Out of order, two that share a key, not every key."""
-CONFIG = PotConfig(budget=512, max_new_tokens=16, question_tokens=32, chunk=64)
+CONFIG = PotConfig(budget=512, max_new_tokens=16, question_tokens=32, chunk=64, shelf="int8", recalled="load")
 
 
 def engine(family: str, **knobs: object) -> InfiniPot:
@@ -94,7 +94,7 @@ def test_attention_is_the_plain_softmax_over_all_keys(
     assert found.shape == expected.shape == (4, len(memory.finder.shelf))
     assert (found - expected).abs().max() <= 1e-5 * expected.max()
     assert found.sum(dim=1).tolist() == pytest.approx([1.0] * 4, abs=1e-4)
-    assert expected.max() > 5 / expected.shape[1]  # far from even, or nothing would be compared
+    assert expected.max() > 3 / expected.shape[1]  # far from even, or nothing would be compared
     if along_cuts:
         assert set(np.cumsum(lengths).tolist()) <= set(cuts.tolist())
         assert max(lengths) <= max(rows, int(np.diff(cuts).max()))
@@ -125,6 +125,7 @@ def test_span_scores_are_the_best_tokens_of_each_span(
     assert (found - without).abs().max() > 1e-2 * expected.max()
     missing = torch.from_numpy(np.diff(finder.cuts) == 0)
     assert not found[:, missing].any()
+    assert bool(missing.any()) == (len(finder.shelf) < len(memory.text))
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1], [3, 0, 5, 0, 0, 2, 0], [0, 9, 1], [40]])

@@ -12,17 +12,18 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infinipot_llm.errors import MemoryFileError, StoreError
 from infinipot_llm.memory import remote as remote_module
-from infinipot_llm.memory import store as store_module
 from infinipot_llm.memory.store import MemoryStore
 
 DESCRIPTION: dict[str, Any] = {"documents": ["réport \udc80.pdf"], "tokens": 14133, "model": "qwen2"}
@@ -56,7 +57,7 @@ def store(tmp_path: Path) -> MemoryStore:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(1_700_000_000_000_000_000, 1_000_000)
-    monkeypatch.setattr(store_module.time, "time_ns", lambda: next(ticks))
+    monkeypatch.setattr(time, "time_ns", lambda: next(ticks))
 
 
 def test_what_was_put_is_got(store: MemoryStore) -> None:
@@ -207,7 +208,7 @@ def test_folders_that_are_not_ours_are_refused(tmp_path: Path, monkeypatch: pyte
                 look()
     put(MemoryStore(tmp_path / "link"), 1, 10)
     assert key(1) in MemoryStore(tmp_path / "good")
-    monkeypatch.setattr(store_module.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     for name in ("good", "link"):
         with pytest.raises(StoreError, match="belongs to another user"):
             MemoryStore(tmp_path / name).get(key(1))
@@ -357,7 +358,7 @@ def test_a_memory_is_on_the_disk_before_its_name(store: MemoryStore, monkeypatch
 
     scratch = store.scratch(key(1))
     scratch.touch()
-    monkeypatch.setattr(store_module.os, "fsync", lambda handle: done.append(os.fstat(handle).st_ino))
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.fstat(handle).st_ino))
     monkeypatch.setattr(Path, "replace", rename)
     store.put(key(1), scratch, {})
     assert done[-1] == store.folder.stat().st_ino
@@ -373,7 +374,7 @@ def test_a_disk_that_fails_leaves_nothing_half(
     def fails(*args: Any, **kwargs: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    home = store_module.os if function == "fsync" else Path
+    home = os if function == "fsync" else Path
     with monkeypatch.context() as patch:
         patch.setattr(home, function, fails)
         with pytest.raises(StoreError, match="is full" if number == errno.ENOSPC else "cannot be used"):
@@ -419,8 +420,8 @@ def test_read_only_disk_can_be_read(store: MemoryStore, monkeypatch: pytest.Monk
     def refuses(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(store_module.os, "utime", refuses)
-    monkeypatch.setattr(store_module.filelock, "FileLock", refuses)
+    monkeypatch.setattr(os, "utime", refuses)
+    monkeypatch.setattr(filelock, "FileLock", refuses)
     assert store.get(key(1)) == path
     assert len(store.list()) == 1
 
@@ -477,7 +478,7 @@ def test_store_does_as_a_simple_model(
     store = MemoryStore(tmp_path_factory.mktemp("model") / "store", max_bytes=limit)
     held: dict[str, int] = {}  # the least recently used first
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module.os, "fsync", lambda handle: None)
+        patch.setattr(os, "fsync", lambda handle: None)
         for step, number, nbytes in steps:
             name = key(number)
             if step == "put" and nbytes > limit:

@@ -8,6 +8,7 @@ from conftest import FAMILIES
 from spies import WhatWasRead, random_ids, random_text, recorded_reading, same_state, shared_adapter
 
 from infinipot_llm.config import PotConfig
+from infinipot_llm.errors import BudgetError
 from infinipot_llm.pot import novelty as novelty_module
 from infinipot_llm.pot.catalyst import importance
 from infinipot_llm.pot.novelty import surprise
@@ -175,3 +176,76 @@ def test_a_catalyst_that_fails_leaves_no_trace() -> None:
     assert same_state(before, pot.state())
     assert pot.cache.length == pot.length
     assert pot.cache.observer is None
+
+
+# --- placing what was computed before ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pieces", [[LENGTH], [1, 0, 37, LENGTH - 38]])
+def test_slots_placed_elsewhere_are_those_that_were_read(family: str, pieces: list[int]) -> None:
+    pot, _, _ = read(family)
+    state, start = pot.state(), 0
+    copy = Pot(shared_adapter(family), pot.budget)
+    for size in pieces:
+        part = slice(start, min(start + size, pot.length))
+        keys, values, origin, novelty = (state[n][:, :, part] for n in ("keys", "values", "origin", "novelty"))
+        copy.place(keys, values, origin, novelty)
+        start = part.stop
+    assert copy.length == copy.cache.length == pot.length
+    other = copy.state()
+    assert (other.pop("rotated_keys") - state.pop("rotated_keys")).abs().max() <= 1e-5
+    assert same_state(other, state)
+
+
+def test_slots_are_rotated_to_where_they_come_to_stand() -> None:
+    pot, _, _ = read("qwen3")
+    keys, values = (pot.state()[n] for n in ("keys", "values"))
+    moved = Pot(shared_adapter("qwen3"), pot.budget)
+    moved.place(keys[:, :, 20:30], values[:, :, 20:30], torch.arange(100, 110))
+    moved.place(keys[:, :, :5], values[:, :, :5], torch.arange(5))
+    order = [*range(20, 30), *range(5)]
+    state = moved.state()
+    assert torch.equal(state["keys"], keys[:, :, order])
+    assert torch.equal(state["values"], values[:, :, order])
+    assert torch.equal(state["origin"][1, 1], torch.tensor([*range(100, 110), *range(5)], dtype=torch.int32))
+    assert not state["novelty"].any()
+    for layer, held in enumerate(moved.cache.layers):
+        once = held.rotation(keys[layer][None, :, order], 0)[0]
+        assert (state["rotated_keys"][layer] - once).abs().max() <= 1e-5
+
+
+def test_what_a_slot_held_before_does_not_shine_through() -> None:
+    """Slots freed by a distillation are filled again."""
+    pot, _, _ = read("llama")
+    keys, values = pot.newest(3)
+    L, K = keys.shape[:2]
+    pot.keep(torch.arange(10).expand(L, K, 10))
+    pot.place(keys, values, torch.tensor([7, 8, 9]))
+    assert (pot.origin[:, :, 10:] == torch.tensor([7, 8, 9])).all()
+    assert not pot.novelty[:, :, 10:].any()
+    pot.place(keys, values, torch.tensor([7, 8, 9]), torch.full((L, K, 3), 2.5))
+    assert (pot.novelty[:, :, 13:] == 2.5).all()
+
+
+def test_a_pot_takes_no_more_than_its_slots() -> None:
+    pot, _, _ = read("llama")
+    keys, values = pot.newest(pot.length)
+    small = Pot(shared_adapter("llama"), pot.length - 1)
+    with pytest.raises(BudgetError, match="slots are needed"):
+        small.place(keys, values, pot.origin)
+
+
+@pytest.mark.parametrize("count", [0, 1, 17])
+def test_the_newest_are_copies_of_the_last_slots(count: int) -> None:
+    pot, _, _ = read("qwen2")
+    before = pot.state()
+    keys, values = pot.newest(count)
+    assert torch.equal(keys, before["keys"][:, :, pot.length - count :])
+    assert torch.equal(values, before["values"][:, :, pot.length - count :])
+    keys.fill_(9.0)
+    values.fill_(9.0)
+    assert same_state(before, pot.state())
+    with pot.scratch():  # a question on top is not the pot's
+        shared_adapter("qwen2").forward(torch.tensor(random_ids(4, 4)), pot.cache)
+        assert torch.equal(pot.newest(5)[0], before["keys"][:, :, -5:])

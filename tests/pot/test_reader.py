@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from spies import random_ids, random_text, same_state, shared_adapter, watched_lengths
+from spies import random_ids, random_text, recorded_reading, same_state, shared_adapter, watched_lengths
 
 from infinipot_llm.config import PotConfig
 from infinipot_llm.errors import BudgetError
@@ -233,3 +235,118 @@ def test_select_is_the_top_of_every_head_in_order(
         for head in range(heads):
             ranked = sorted(range(pinned, held), key=lambda s: -float(values[layer, head, s]))
             assert slots[layer, head].tolist() == [*range(pinned), *sorted(ranked[: keep - pinned])]
+
+
+# --- a sink, and reading on ---
+
+
+class Sink:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.first: list[int] = []
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.origins: list[torch.Tensor] = []
+        self.order: list[str] = []
+
+    def take(self, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.first.append(first)
+        self.keys.append(keys)
+        self.values.append(values)
+        self.order.append("take")
+
+    def distilled(self, origin: torch.Tensor) -> None:
+        self.origins.append(origin.clone())
+        self.order.append("distilled")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("chunk", "length"), [(1, 90), (7, 200), (512, 200), (512, 30)])
+def test_a_sink_is_given_every_token_once(family: str, chunk: int, length: int) -> None:
+    config, sink = PotConfig(budget=64, chunk=chunk), Sink()
+    cycles: list[Cycle] = []
+    with recorded_reading() as seen:
+        Reader(shared_adapter(family), config).read(
+            random_text(length, 6), random_ids(5, 5), [random_ids(9, 7)], 12, sink=sink, tracer=cycles.append
+        )
+    sizes = [k.shape[2] for k in sink.keys]
+    assert sink.first == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert sum(sizes) == length
+    assert max(sizes) <= chunk
+    keys, values = torch.cat(sink.keys, dim=2), torch.cat(sink.values, dim=2)
+    for layer in range(len(seen.keys)):
+        assert torch.equal(keys[layer], torch.stack(seen.keys[layer], 1)[:, 5:])
+        assert torch.equal(values[layer], torch.stack(seen.values[layer], 1)[:, 5:])
+    # Of every distillation it is told what is left.
+    assert len(sink.origins) == len(cycles)
+    for origin, cycle in zip(sink.origins, cycles, strict=True):
+        assert torch.equal(origin, cycle.before.gather(-1, cycle.kept))
+    if cycles:
+        taken = [sum(sizes[: sink.order[:i].count("take")]) for i, o in enumerate(sink.order) if o == "distilled"]
+        assert taken == [c.tokens_read for c in cycles]
+
+
+def test_a_sink_changes_nothing() -> None:
+    config, shared = PotConfig(budget=64), (random_text(200, 6), random_ids(5, 5), [random_ids(9, 7)], 12)
+    with_sink, _ = Reader(shared_adapter("llama"), config).read(*shared, sink=Sink())
+    without, _ = Reader(shared_adapter("llama"), config).read(*shared)
+    assert same_state(with_sink.state(), without.state())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("start", [1, 40, 123])
+def test_reading_on_reads_only_what_is_new(family: str, start: int) -> None:
+    adapter, config = shared_adapter(family), PotConfig(budget=64, chunk=16)
+    whole, prefix, catalysts = random_text(180, 6), random_ids(5, 5), [random_ids(9, 7)]
+    beginning = replace(
+        whole, ids=whole.ids[:start], starts=whole.starts[:start], ends=whole.ends[:start], first=np.asarray([0, start])
+    )
+    pot, _ = Reader(adapter, config).read(beginning, prefix, catalysts, 12)
+    before = pot.state()
+    sink, told = Sink(), []
+    runs: list[int] = []
+    handle = adapter.backbone.register_forward_pre_hook(
+        lambda m, args, kwargs: runs.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        on, stats = Reader(adapter, config).read(
+            whole, prefix, catalysts, 12, sink=sink, pot=pot, start=start, progress=told.append
+        )
+    finally:
+        handle.remove()
+    assert on is pot
+    assert sink.first[0] == start
+    assert sum(k.shape[2] for k in sink.keys) == 180 - start
+    assert sum(runs) == 180 - start + 9 * stats.cycles  # no prefix, nothing twice
+    assert (stats.tokens_total, stats.tokens_read, stats.slots) == (180, 180, on.length)
+    assert stats.cycles == len(sink.origins) > 0
+    assert on.length <= 64 - 12
+    assert min(t.tokens_read for t in told) > start
+    check_origins(on.origin, 5)
+    assert torch.equal(before["keys"][:, :, :5], on.state()["keys"][:, :, :5])
+
+
+def test_reading_on_without_a_distillation_is_reading_at_once() -> None:
+    adapter, config = shared_adapter("qwen3"), PotConfig(budget=300, chunk=16)
+    whole, prefix = random_text(180, 6), random_ids(5, 5)
+    cut = {name: getattr(whole, name)[:77] for name in ("ids", "starts", "ends")}
+    pot, _ = Reader(adapter, config).read(replace(whole, **cut, first=np.asarray([0, 77])), prefix, [[1]], 12)
+    on, _ = Reader(adapter, config).read(whole, prefix, [[1]], 12, pot=pot, start=77)
+    expected = Reader(adapter, config).read(whole, prefix, [[1]], 12)[0].state()
+    for name, value in on.state().items():
+        assert (value - expected[name]).abs().max() < 1e-4, name
+
+
+def test_a_pot_fuller_than_the_catalyst_allows_can_be_read_on_with() -> None:
+    """It was read for a short question; the longer catalysts are then cut at their beginning."""
+    adapter, config = shared_adapter("llama"), PotConfig(budget=64)
+    whole, prefix = random_text(120, 6), random_ids(5, 5)
+    cut = {name: getattr(whole, name)[:60] for name in ("ids", "starts", "ends")}
+    pot, _ = Reader(adapter, config).read(replace(whole, **cut, first=np.asarray([0, 60])), prefix, [[1, 2]], 4)
+    assert pot.length == 60
+    with watched_lengths() as lengths:
+        on, stats = Reader(adapter, config).read(whole, prefix, [random_ids(20, 7)], 20, pot=pot, start=60)
+    assert lengths.most <= 64
+    assert stats.cycles > 0
+    assert on.length <= 44
