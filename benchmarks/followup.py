@@ -1,19 +1,23 @@
 """Answers to questions that were hidden while reading: recall beside the full cache, the pot alone, and retrieval.
 
-    python benchmarks/followup.py read    --data DIR --memories DIR [--samples A4,m16]      # read once, save
-    python benchmarks/followup.py recall  --data DIR --memories DIR --out rows.jsonl        # gold passages found, no decoding
-    python benchmarks/followup.py answers --data DIR --memories DIR --out rows.jsonl --arms recall-1024,full [--limit 40]
+    python benchmarks/followup.py read    --data DIR --memories DIR [--samples A4,m16]     # read once, save
+    python benchmarks/followup.py recall  --data DIR --memories DIR --out rows.jsonl       # passages found; no decoding
+    python benchmarks/followup.py answers --data DIR --memories DIR --out rows.jsonl --arms recall-512,full [--limit 40]
     python benchmarks/followup.py report  --out rows.jsonl
 
 One state per document serves all its questions; nothing of a question is known while reading (arm `catalyst` is the
 exception, and says so). All arms use the same model, prompt, greedy decoding and answer length. Rows are appended to
 --out, and what is there already is not run again.
 
-Arms: recall-B (our passages, loaded from the shelf), reread-B (the same passages, their text read again), pot (what
-distillation kept), pot-recall-B (both in one pot), full (everything in the cache), streaming-B (StreamingLLM: the first
-and the last tokens), truncate-B (first and last half of B, read again), bm25-B, minilm-B, fused-B (chunks of 128 tokens,
-read again), gold-B (the gold spans and what is around them, read again), closed (no document), catalyst (the document
-read with the question known, one reading per question).
+Arms, B being tokens:
+    recall-B      what `DocumentMemory.ask` does: our passages, their text read again
+    load-B        our passages, loaded from the shelf as they were when the document was read
+    joined-B      recall-B without anything between the passages
+    pot           what distillation kept          pot-load-B    both in one pot
+    full          everything in the cache         streaming-B   StreamingLLM: the first and the last tokens
+    bm25-B, minilm-B, fused-B                     chunks of 128 tokens, read
+    truncate-B    first and last half of B, read  gold-B        the gold spans and what is around them, read
+    closed        no document                     catalyst      the document read with the question known, one by one
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ import torch
 from infinipot_llm import Document, InfiniPot
 from infinipot_llm.answering.decode import Sampling, decode
 from infinipot_llm.memory.memory import DocumentMemory
-from infinipot_llm.memory.recall import pot_of_text, question_pot, text_slots
+from infinipot_llm.memory.recall import fill, pot_of_text, question_pot, text_slots
 from infinipot_llm.pot.pot import PREFIX, Pot
 from infinipot_llm.pot.reader import Reader
 
@@ -134,11 +138,11 @@ class Asked:
 
     def pot_for(self, arm: str, question: data.Question) -> Pot:
         """Return the pot that an arm answers from."""
-        kind, _, number = arm.partition("-") if not arm.startswith("pot-recall") else ("pot-recall", "", arm[11:])
+        kind, _, number = arm.rpartition("-") if arm[-1].isdigit() else (arm, "", "")
         budget = int(number or 0)
         ask = question.question
         again: dict[str, Callable[[], Ranges]] = {
-            "reread": lambda: self.passages(ask, budget),
+            "joined": lambda: self.passages(ask, budget),
             "truncate": lambda: retrievers.truncate(len(self.text), budget),
             "bm25": lambda: retrievers.fill(self.chunks, self.bm25.rank(ask), budget),
             "minilm": lambda: retrievers.fill(self.chunks, self.minilm.rank(ask), budget),
@@ -148,17 +152,17 @@ class Asked:
         }
         if kind in again:
             return self.read_again(again[kind]())
-        if kind == "gaps":
+        if kind == "recall":
             setup = self.memory.setup
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
             slots = setup.prefix[0].shape[2] + text_slots(setup, found) + 160
             return pot_of_text(setup, self.text, found, slots)
-        if kind == "recall":
+        if kind == "load":
             setup = self.memory.setup
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
             slots = setup.prefix[0].shape[2] + budget + 160
             return question_pot(setup.adapter, setup.prefix, self.memory.finder.shelf, found, slots)
-        if kind == "pot-recall":
+        if kind == "pot-load":
             return self.pot_and_passages(ask, budget)
         if kind == "pot":
             return self.memory.pot
@@ -186,6 +190,7 @@ def _merged(ranges: Ranges) -> list[tuple[int, int]]:
 
 def read(bench: Bench) -> None:
     for name in bench.args.samples:
+        bench.llm.config = replace(bench.llm.config, shelf="int8")  # for the arm load
         memory = bench.llm.read(Document.from_text(bench.samples[name].text, name=name))
         memory.save(bench.args.memories / f"{name}.infinipot")
         ratio = memory.nbytes / (len(memory.text) * _cache_bytes(bench.llm))
@@ -204,7 +209,6 @@ def recall(bench: Bench) -> Iterator[dict[str, Any]]:
     """Say for every question at which number of recalled tokens its gold passages are all there."""
     for name in bench.args.samples:
         asked = Asked(bench, name)
-        document = asked.memory.documents[0]
         for number, question in enumerate(asked.sample.questions):
             if (name, number, "gold-recall") in bench.done:
                 continue
@@ -212,8 +216,6 @@ def recall(bench: Bench) -> Iterator[dict[str, Any]]:
             started = time.perf_counter()
             scores = asked.memory.finder.scores(bench.llm.form.question(question.question), question.question)
             seconds = time.perf_counter() - started
-            from infinipot_llm.memory.recall import fill
-
             for budget in (256, 512, 1024, 2048):
                 ranges = [
                     (p.start, p.end) for p in fill(asked.memory.finder.spans, asked.memory.finder.cuts, scores, budget)
@@ -221,7 +223,6 @@ def recall(bench: Bench) -> Iterator[dict[str, Any]]:
                 characters = retrievers.characters(asked.text, ranges)
                 found[budget] = question.is_covered(characters)
             yield _row(asked, number, "gold-recall", found=found, seconds=seconds)
-        del document
 
 
 def answers(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -248,7 +249,8 @@ def answers(bench: Bench) -> Iterator[dict[str, Any]]:
                 yield _row(
                     asked, number, arm, question=question, answer=said.text, tokens=len(said.ids), slots=pot.length,
                     seconds=round(time.perf_counter() - started, 2), prepared=round(ready - started, 2),
-                    contains=data.contains(said.text, question.answers), f1=round(data.f1(said.text, question.answers), 4),
+                    contains=data.contains(said.text, question.answers),
+                    f1=round(data.f1(said.text, question.answers), 4),
                 )  # fmt: skip
 
 
@@ -280,10 +282,9 @@ def report(rows: list[dict[str, Any]]) -> None:
                     + " |"
                 )
     lengths = {"4K": ("A4", "B4"), "16K": ("m16",), "30K": ("m30",), "8K xquad": ("x8",), "8K nq": ("n8",)}
-    arms = sorted({arm for _, arm in table if arm != "gold-recall"}, key=lambda a: (not a.startswith("recall-1024"), a))
-    print(
-        "\n| length | arm | n | contains | F1 | words | seconds | paired with | contains, first minus this |\n|---|---|---|---|---|---|---|---|---|"
-    )
+    arms = sorted({arm for _, arm in table if arm != "gold-recall"}, key=lambda a: (a != "recall-512", a))
+    print("\n| length | arm | n | contains | F1 | words | seconds | pairs | contains: first arm minus this |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for length, samples in lengths.items():
         by_arm = {a: {(r["question"]): r for s in samples for r in table.get((s, a), [])} for a in arms}
         base = by_arm[arms[0]] if arms else {}
@@ -321,7 +322,7 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, help="folder with all-MiniLM-L6-v2, for the arms minilm and fused")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--samples", type=lambda s: s.split(","), default=["A4", "B4", "x8", "n8", "m16", "m30"])
-    parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-1024", "full"])
+    parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-512", "full"])
     parser.add_argument("--limit", type=int, default=1000, help="questions per sample")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

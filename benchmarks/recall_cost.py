@@ -1,6 +1,6 @@
 """What a follow-up question costs, by the length of the document: time to first token and memory.
 
-    python benchmarks/recall_cost.py --text FILE --out benchmarks/results/recall-cost.jsonl [--lengths 8192,32768,131072]
+    python benchmarks/recall_cost.py --text FILE --out benchmarks/results/recall-cost.jsonl [--lengths 8192,131072]
 
 The beginning of --text (4,096 tokens) is read for real, and timed. Longer documents repeat its keys, values and text:
 what a question costs depends on how many tokens are on the shelf, not on what they say. Each length is asked in a fresh
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,19 @@ def read(llm: InfiniPot, text: str) -> tuple[Any, float]:
     """Read the beginning of a text; return its memory and the tokens per second."""
     whole = llm.form.codec.document((Document.from_text(text),))
     end = int(whole.ends[min(READ, len(whole)) - 1])
+    config, llm.config = llm.config, replace(llm.config, shelf="int8")  # its keys and values are to be repeated
     memory = llm.read(Document.from_text(text[:end]))
+    llm.config = config
     return memory, memory.stats.tokens_per_second
 
 
 def stretch(llm: InfiniPot, memory: Any, tokens: int, target: Path) -> None:
     """Write a memory of `tokens` tokens that repeats another."""
     short = len(memory.text)
+    setup = llm.setup  # as a user has it: only the keys on the shelf
     times = -(-tokens // short)
     document = memory.documents[0]
-    setup, shelf = memory.setup, memory.finder.shelf
+    shelf = memory.finder.shelf
     draft = Draft(target)
     writer = ShelfWriter(draft, setup.layout, normal=shelf.normal)
     for _ in range(times):

@@ -112,6 +112,12 @@ class InfiniPot:
             asked = replace(asked, budget=min(asked.budget, adapter.window))
         query_heads = int(adapter.config.num_attention_heads)
         heads = Heads.known(model, lambda: model_fingerprint(adapter), adapter.layers, query_heads)
+        if not heads.calibrated and asked.shelf != "off":
+            _log.warning(
+                "the retrieval heads of this model were not measured: passages are found by shared words mostly; "
+                "`infinipot calibrate %s` measures them once.",
+                model,
+            )
         return cls(adapter, codec, asked, heads, model)
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.constants import PageLabelStyle
 from reportlab.pdfgen import canvas
 
-from infinipot_llm import Document, InfiniPot, PotConfig
+from infinipot_llm import Document, DocumentMemory, InfiniPot, PotConfig
 
 pytestmark = pytest.mark.weights
 
@@ -114,10 +114,18 @@ def test_a_needle_survives_many_cycles(small_llm: InfiniPot) -> None:
     assert "68211" in answer.citations[0].quote
 
 
-def test_planted_facts_are_answered_and_cited_on_their_page(default_llm: InfiniPot, planted: Document) -> None:
+@pytest.fixture(scope="module")
+def memory(default_llm: InfiniPot, planted: Document) -> DocumentMemory:
+    return default_llm.read(planted)
+
+
+def test_planted_facts_are_answered_and_cited_on_their_page(memory: DocumentMemory, planted: Document) -> None:
+    assert memory.stats.cycles > 0
     for page, (sentence, question, gold) in FACTS.items():
-        answer = default_llm.ask(planted, question)
-        assert answer.usage.read.cycles > 0
+        answer = memory.ask(question, recall=256)
+        assert answer.usage.recalled_tokens <= 256 < len(memory.text) // 4
+        assert answer.supported is not None
+        assert answer.supported > 2.0
         assert gold in answer.text, (question, answer.text)
         first = answer.citations[0]
         assert (first.page, first.page_label) == (page, LABELS[page - 1])
@@ -138,14 +146,25 @@ def test_other_scripts_are_read_and_quoted(default_llm: InfiniPot) -> None:
         assert answer.citations[0].quote in text
 
 
-def test_a_question_after_a_reading_without_one(default_llm: InfiniPot, planted: Document) -> None:
-    memory = default_llm.read(planted)
+def test_a_memory_stays_as_it_is_and_can_be_saved(
+    default_llm: InfiniPot, memory: DocumentMemory, tmp_path: Path
+) -> None:
     before = memory.pot.state()
     first = memory.ask("Who is the harbour master of Tessel?")
     again = memory.ask("Who is the harbour master of Tessel?")
     after = memory.pot.state()
     assert first.text == again.text
     assert all(torch.equal(before[name], after[name]) for name in before)
+    loaded = default_llm.load(memory.save(tmp_path / "planted.infinipot"))
+    third = loaded.ask("Who is the harbour master of Tessel?")
+    assert (third.text, third.citations) == (first.text, first.citations)
+
+
+def test_a_follow_up_understands_who_is_meant(memory: DocumentMemory) -> None:
+    chat = memory.chat()
+    assert "1887" in chat.ask("When was the bridge at Colmere opened?", citations=False).text
+    assert "Vahl" in chat.ask("And who is the harbour master of Tessel?", citations=False).text
+    assert len(chat.turns) == 2
 
 
 def test_the_demo(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ BEYOND_PARAGRAPH = 0.2
 WORDS_SHARE = 0.3
 """Weight of shared words beside attention, both in standard deviations: for names, numbers and exact keys."""
 
+WORDS_SHARE_UNCALIBRATED = 2.0
+"""The same for a model whose retrieval heads nobody measured, which finds little by attention."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -99,7 +102,8 @@ class Finder:
         weights = torch.tensor(setup.heads.weights, device=by_head.device)
         attended = standard(weights @ standard(by_head))
         words = standard(torch.from_numpy(self.words.scores(question)).to(attended))
-        return smooth(attended + WORDS_SHARE * words, self.spans.paragraph)
+        share = WORDS_SHARE if setup.heads.calibrated else WORDS_SHARE_UNCALIBRATED
+        return smooth(attended + share * words, self.spans.paragraph)
 
 
 def smooth(scores: Tensor, paragraph: NDArray[np.int64]) -> Tensor:
