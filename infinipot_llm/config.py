@@ -65,7 +65,7 @@ class PotConfig:
     question_tokens: int = 128
     shelf: Literal["keys", "int8", "int4", "off"] = "keys"
     shelf_bytes: int | None = None
-    recall: int = 512
+    recall: int = 1024
     recalled: Literal["read", "load"] = "read"
     followup: Literal["recall", "reuse", "reread"] = "recall"
     policy: str = "infinipot"
