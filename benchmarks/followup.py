@@ -247,7 +247,8 @@ def answers(bench: Bench) -> Iterator[dict[str, Any]]:
                     bench.llm.adapter, bench.llm.form.codec, pot, bench.llm.form.question(question.question), sampling
                 )
                 yield _row(
-                    asked, number, arm, question=question, answer=said.text, tokens=len(said.ids), slots=pot.length,
+                    asked, number, arm, question=question, tokens=len(said.ids), slots=pot.length,
+                    words=len(said.text.split()),
                     seconds=round(time.perf_counter() - started, 2), prepared=round(ready - started, 2),
                     contains=data.contains(said.text, question.answers),
                     f1=round(data.f1(said.text, question.answers), 4),
@@ -258,7 +259,7 @@ def _row(asked: Asked, number: int, arm: str, question: data.Question | None = N
     question = question or asked.sample.questions[number]
     return {
         "sample": asked.sample.name, "number": number, "arm": arm, "kind": question.kind, "group": question.group,
-        "question": question.question, **values,
+        **values,
     }  # fmt: skip
 
 
@@ -286,7 +287,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     print("\n| length | arm | n | contains | F1 | words | seconds | pairs | contains: first arm minus this |")
     print("|---|---|---|---|---|---|---|---|---|")
     for length, samples in lengths.items():
-        by_arm = {a: {(r["question"]): r for s in samples for r in table.get((s, a), [])} for a in arms}
+        by_arm = {a: {(s, r["number"]): r for s in samples for r in table.get((s, a), [])} for a in arms}
         base = by_arm[arms[0]] if arms else {}
         for arm in arms:
             found = by_arm[arm]
@@ -295,7 +296,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             some = list(found.values())
             mean, low, high = data.share([r["contains"] for r in some], [r["group"] for r in some])
             f1 = np.mean([r["f1"] for r in some])
-            words = np.mean([len(r["answer"].split()) for r in some])
+            words = np.mean([r["words"] for r in some])
             both = [q for q in found if q in base]
             difference = (
                 ""

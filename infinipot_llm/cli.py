@@ -143,7 +143,7 @@ def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) ->
     if not question.strip():
         raise QuestionError("the question is empty: ask something about the document.")
     _check_sampling(options)
-    memory = _memory(files, options)
+    memory = _memory(files, options, question)
     answer = _say(memory, question, options, quiet=as_json)
     if as_json:
         click.echo(json.dumps(answer.to_dict(), indent=2))
@@ -490,8 +490,11 @@ def _is_memory(file: str) -> bool:
     return begins_like_a_memory(Path(file))
 
 
-def _memory(files: tuple[str, ...], options: dict[str, Any]) -> DocumentMemory:
-    """Open a saved memory, or read documents, or find what was read of them before."""
+def _memory(files: tuple[str, ...], options: dict[str, Any], question: str | None = None) -> DocumentMemory:
+    """Open a saved memory, or read documents, or find what was read of them before.
+
+    Without a shelf, the question is the catalyst.
+    """
     if len(files) == 1 and _is_memory(files[0]):
         from infinipot_llm.memory.file import MemoryFile
 
@@ -510,7 +513,8 @@ def _memory(files: tuple[str, ...], options: dict[str, Any]) -> DocumentMemory:
             click.echo("infinipot: these files were read before: nothing is read again (--fresh reads them)", err=True)
             return llm.read(documents, store=kept)
     _announce(llm, documents)
-    memory = llm.read(documents, store=kept, fresh=options["fresh"], progress=True)
+    catalyst = question if llm.config.shelf == "off" else None
+    memory = llm.read(documents, question=catalyst, store=kept, fresh=options["fresh"], progress=True)
     if kept is not None and llm.config.shelf != "off":
         click.echo(f"infinipot: remembered in {kept.folder} ({memory.nbytes / 1e6:.0f} MB)", err=True)
     return memory

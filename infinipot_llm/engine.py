@@ -277,6 +277,9 @@ class InfiniPot:
     ) -> Answer:
         """Read documents and answer a question about them.
 
+        With a shelf, they are read for any question and this one is answered by recall; without one, the question is
+        the catalyst while they are read.
+
         Args:
             documents: What to read.
             question: What to ask.
@@ -285,7 +288,9 @@ class InfiniPot:
             progress: As in `read`.
             **options: Options of DocumentMemory.ask.
         """
-        return self.read(documents, store=store, fresh=fresh, progress=progress).ask(question, **options)
+        catalyst = question if self.config.shelf == "off" else None
+        memory = self.read(documents, question=catalyst, store=store, fresh=fresh, progress=progress)
+        return memory.ask(question, **options)
 
     def generic_questions(self, documents: Sequence[Document]) -> tuple[str, ...]:
         """Return the questions that stand in for unknown ones, in the language of the documents."""

@@ -505,3 +505,12 @@ def test_the_shelf_goes_when_the_process_ends(tmp_path: Path) -> None:
 def test_the_tests_have_a_store_of_their_own() -> None:
     assert "pytest" in os.environ[STORE_VARIABLE]
     assert str(MemoryStore().folder) == os.environ[STORE_VARIABLE]
+
+
+def test_without_a_shelf_the_question_is_the_catalyst(llm: InfiniPot) -> None:
+    bare = other(llm, shelf="off", recalled="read")
+    question = "Who is Ada Krol?"
+    asked = bare.ask(MILL, question, citations=False)
+    assert asked.text == bare.read(MILL, question=question).ask(question, citations=False).text
+    told = bare.read(MILL, question=question).pot.origin
+    assert not torch.equal(told, bare.read(MILL).pot.origin), "a reading without the question keeps other tokens"
