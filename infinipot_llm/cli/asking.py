@@ -1,0 +1,166 @@
+"""Commands that read documents and ask them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infinipot_llm.cli.opening import announce, find_memory, is_memory, load_documents, load_engine
+from infinipot_llm.cli.options import (
+    answer_options,
+    check_sampling,
+    make_config,
+    model_options,
+    pot_options,
+    store_options,
+)
+from infinipot_llm.cli.printing import cost, remembered, say, show_memory, sources
+from infinipot_llm.errors import BudgetError, QuestionError
+from infinipot_llm.models.catalogue import DEFAULT_MODEL
+
+
+@click.command()
+@click.argument("files", nargs=-1)
+@click.argument("question")
+@model_options
+@pot_options
+@answer_options
+@store_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) -> None:
+    """Answer QUESTION about FILES (PDF, text, transcripts; - for standard input; or one saved memory), with citations.
+
+    Files are read whole, once: their memory stays in the store, and the next question reads nothing.
+    """
+    if not files or Path(question).is_file():
+        raise click.UsageError('name the files first and then the question, in quotes: infinipot ask FILE "QUESTION"')
+    if not question.strip():
+        raise QuestionError("the question is empty: ask something about the document.")
+    check_sampling(options)
+    memory = find_memory(files, options, question)
+    answer = say(memory, question, options, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps(answer.to_dict(), indent=2))
+        return
+    for line in sources(answer, several=len(memory.documents) > 1):
+        click.echo(line)
+    click.echo(cost(answer), err=True)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@model_options
+@pot_options
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def read(files: tuple[str, ...], output: Path, force: bool, **options: Any) -> None:
+    """Read FILES whole and save what is remembered of them to one file, to be asked later or elsewhere."""
+    if output.exists() and not force:
+        raise click.UsageError(f"{output} is there already: give another name, or --force.")
+    if not output.absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {output.absolute().parent}: make it first.")
+    documents = load_documents(files, options["password"])
+    llm = load_engine(options, make_config(options))
+    announce(llm, documents)
+    memory = llm.read(documents, progress=True)
+    memory.save(output)
+    click.echo(f"{output}: {remembered(memory)}")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@model_options
+@pot_options
+@answer_options
+@store_options
+def chat(files: tuple[str, ...], **options: Any) -> None:
+    """Talk about FILES, or about one saved memory: a question per line, until the input ends."""
+    if "-" in files:
+        raise click.UsageError("questions come from standard input here: name a file.")
+    check_sampling(options)
+    memory = find_memory(files, options)
+    talk = memory.chat()
+    several = len(memory.documents) > 1
+    while True:
+        try:
+            question = click.prompt("\nquestion", prompt_suffix="> ", default="", show_default=False, err=True)
+        except click.Abort:  # the end of the input, or Ctrl-C at the prompt
+            click.echo(err=True)
+            return
+        if not question.strip():
+            continue
+        try:
+            answer = say(memory, question, options, history=talk.turns)
+        except QuestionError as error:
+            click.echo(f"infinipot: {error}", err=True)
+            continue
+        talk.turns.append((question, answer.text))
+        for line in (*sources(answer, several), *answer.notes):
+            click.echo(line)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@model_options
+@pot_options
+@click.option(
+    "--price-per-million", type=float, help="Price of a hosted model per million input tokens, to show a cost."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def info(files: tuple[str, ...], as_json: bool, price_per_million: float | None, **options: Any) -> None:
+    """Say what FILES hold and what reading them would cost, without reading them; or what a saved memory holds."""
+    if len(files) == 1 and is_memory(files[0]):
+        show_memory(Path(files[0]), as_json)
+        return
+    documents = load_documents(files, options["password"])
+    from infinipot_llm import facts
+
+    if price_per_million is not None and not price_per_million >= 0:
+        raise click.UsageError("--price-per-million is a price: give 0 or more.")
+    where = (options["model"] or DEFAULT_MODEL, options["device"], options["dtype"])
+    values = facts.gather(documents, make_config(options), *where, price_per_million)
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+        return
+    for line in facts.render(values):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("-q", "--question", required=True, help="The question that is the catalyst.")
+@model_options
+@pot_options
+@click.option("--slots", type=int, help="Slots for the document alone, instead of --budget.")
+@click.option("--top", type=click.IntRange(min=1), default=24, show_default=True, help="Most tokens to list per cycle.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def trace(files: tuple[str, ...], question: str, slots: int | None, top: int, as_json: bool, **options: Any) -> None:
+    """Show, cycle by cycle, which tokens of FILES stay in the pot and why: pinned, novelty, catalyst, neighbour."""
+    if slots is not None and options["budget"] is not None:
+        raise click.UsageError("give either --budget or --slots, not both.")
+    if slots is not None and slots < 3:
+        raise BudgetError(f"slots is {slots}: give at least 3.")
+    documents = load_documents(files, options["password"])
+    llm = load_engine(options, make_config({**options, "shelf": "off"}, max_new_tokens=1))
+    from dataclasses import replace
+
+    from infinipot_llm.trace import Trace, render
+
+    if slots is not None:
+        beside = len(llm.form.prefix) + len(llm.form.question(question)) + 1
+        llm.config = replace(llm.config, budget=slots + beside)
+    collected = Trace()
+    memory = llm.read(documents, question=question, progress=not as_json, tracer=collected)
+    cycles = collected.with_text(memory, llm.form.codec)
+    if as_json:
+        click.echo(json.dumps({"budget": llm.config.budget, "cycles": cycles}))
+        return
+    click.echo(
+        f"budget {llm.config.budget}: {len(llm.form.prefix)} slots for the prompt before the document, "
+        f"{len(llm.form.question(question))} for the question behind it (the catalyst)\n"
+    )
+    for line in render(cycles, top):
+        click.echo(line)

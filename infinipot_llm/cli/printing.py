@@ -1,0 +1,126 @@
+"""What the commands print of answers and memories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from infinipot_llm.answering.answer import Answer
+    from infinipot_llm.memory.memory import DocumentMemory
+
+
+def say(
+    memory: DocumentMemory,
+    question: str,
+    options: dict[str, Any],
+    *,
+    quiet: bool = False,
+    history: Sequence[tuple[str, str]] = (),
+) -> Answer:
+    """Answer a question, printing the answer as it is decoded."""
+    from infinipot_llm.documents.clean import printable
+
+    streamed: list[str] = []
+
+    def show(piece: str) -> None:
+        streamed.append(piece)
+        click.echo(printable(piece), nl=False)
+
+    answer = memory.ask(
+        question,
+        history=history,
+        temperature=options["temperature"],
+        top_p=options["top_p"],
+        stop=options["stop"],
+        seed=options["seed"],
+        on_text=None if quiet else show,
+    )
+    if not quiet:
+        click.echo("" if streamed else "(no answer)")
+    return answer
+
+
+def sources(answer: Answer, several: bool) -> list[str]:
+    """Return the lines on where an answer stands."""
+    from infinipot_llm.documents.clean import one_line
+
+    if answer.finish_reason == "length":
+        note = ["", "(cut at --max-new-tokens)"]
+    else:
+        note = []
+    if not answer.citations:
+        return [*note, "", "No passage of the document can be shown for this answer: check it yourself."]
+    lines = [*note, ""]
+    for c in answer.citations:
+        where = [f"page {c.page}"] if c.speaker is None and c.time is None else []
+        if c.page_label not in (None, str(c.page)):
+            where[-1:] = [f'page {c.page} (printed "{one_line(c.page_label or "")}")']
+        where += [one_line(c.speaker)] if c.speaker is not None else []
+        where += [_clock(c.time)] if c.time is not None else []
+        where[:0] = [one_line(c.document)] if several else []
+        lines.append(f"  {', '.join(where)}: “{one_line(c.quote)}”")
+    return lines
+
+
+def cost(answer: Answer) -> str:
+    """Return the line on what an answer cost."""
+    u, r = answer.usage, answer.usage.read
+    return (
+        f"\n{r.tokens_read} tokens read in {r.seconds:.0f} s ({r.tokens_per_second:.0f} tokens/s), {r.cycles} cycles, "
+        f"{r.slots} of {r.budget} slots held; {u.recalled_tokens} recalled, answered in {u.answer_seconds:.1f} s; "
+        f"pot {u.pot_bytes / 1e6:.0f} MB, peak memory of the process {u.peak_memory_bytes / 1e6:.0f} MB"
+    )
+
+
+def remembered(memory: DocumentMemory) -> str:
+    """Return what a reading left, in a line."""
+    s = memory.stats
+    return (
+        f"{s.tokens_read} tokens read in {s.seconds:.0f} s ({s.tokens_per_second:.0f} tokens/s), "
+        f"{memory.nbytes / 1e6:.1f} MB"
+    )
+
+
+def show_memory(path: Path, as_json: bool) -> None:
+    """Print what a saved memory holds."""
+    from infinipot_llm.documents.clean import one_line
+    from infinipot_llm.memory.file import MemoryFile
+
+    file = MemoryFile(path)
+    about = file.about
+    documents = [
+        {"name": d["name"], "pages": len(d["pages"]), "characters": len(d["text"]), "content_hash": d["content_hash"]}
+        for d in json.loads(file.rows("documents").tobytes())
+    ]
+    kept = {key: about[key] for key in ("model", "family", "made_by", "config", "stats", "layout", "fingerprints")}
+    values = {"file": str(path), "bytes": file.nbytes, "documents": documents, **kept}
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+        return
+    stats, layout = about["stats"], about["layout"]
+    for d in documents:
+        click.echo(f"{one_line(d['name'])}: {d['pages']} pages, {d['characters']} characters")
+    click.echo(
+        f"read with {about['model']} ({about['family']}): {stats['tokens_read']} tokens, {stats['cycles']} cycles"
+    )
+    kind = "keys alone" if layout and not layout["whole"] else "keys and values"
+    shelf = f"shelf of {kind} in {layout['bits']} bits" if layout else "no shelf"
+    each = file.nbytes / max(1, stats["tokens_read"])
+    click.echo(f"{file.nbytes / 1e6:.1f} MB, {each:.0f} bytes per token, {shelf}; every byte is as it was written")
+
+
+def moment(seconds: float) -> str:
+    """Return a moment, in seconds since 1970, as people read it."""
+    from datetime import datetime
+
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "minutes")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
