@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
@@ -182,8 +183,12 @@ def test_names_bring_their_passage_back(
         assert any(name in memory.text.span(*memory.text.per_document(p.start, p.end)[0]).text for p in passages)
 
 
-def test_the_score_is_weighted_attention_and_words_smoothed(llm: InfiniPot, memory: DocumentMemory) -> None:
-    finder, setup = memory.finder, memory.setup
+@pytest.mark.parametrize(("calibrated", "share"), [(True, 0.3), (False, 2.0)])
+def test_the_score_is_weighted_attention_and_words_smoothed(
+    llm: InfiniPot, memory: DocumentMemory, calibrated: bool, share: float
+) -> None:
+    setup = replace(memory.setup, heads=replace(memory.setup.heads, calibrated=calibrated))
+    finder = recall.Finder(setup, memory.text, memory.finder.shelf, memory.finder.null)
     question = "Was the mill of Eve burned?"
     asked = llm.form.question(question)
     by_head = recall.span_scores(
@@ -196,7 +201,7 @@ def test_the_score_is_weighted_attention_and_words_smoothed(llm: InfiniPot, memo
     weights = torch.tensor(setup.heads.weights, dtype=torch.float64)
     attended = z((weights[:, None] * z(by_head)).sum(dim=0))
     words = z(torch.from_numpy(finder.words.scores(question)).double())
-    expected = smooth(attended + 0.3 * words, finder.spans.paragraph)
+    expected = smooth(attended + share * words, finder.spans.paragraph)
     found = finder.scores(asked, question)
     assert (found - expected).abs().max() < 1e-3
     assert found.argsort(descending=True)[:3].tolist() == expected.argsort(descending=True)[:3].tolist()
