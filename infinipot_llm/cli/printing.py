@@ -72,7 +72,8 @@ def cost(answer: Answer) -> str:
     u, r = answer.usage, answer.usage.read
     return (
         f"\n{r.tokens_read} tokens read once, in {r.seconds:.0f} s ({r.tokens_per_second:.0f} tokens/s), "
-        f"{r.cycles} cycles, {r.slots} of {r.budget} slots held; {u.recalled_tokens} recalled, answered in {u.answer_seconds:.1f} s; "
+        f"{r.cycles} cycles, {r.slots} of {r.budget} slots held; {u.recalled_tokens} recalled, "
+        f"answered in {u.answer_seconds:.1f} s; "
         f"pot {u.pot_bytes / 1e6:.0f} MB, peak memory of the process {u.peak_memory_bytes / 1e6:.0f} MB"
     )
 
