@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import byte_tokenizer, tiny_model
 from pypdf import PdfReader, PdfWriter
@@ -365,3 +366,31 @@ def test_read_info_verify_ask_and_chat_on_a_saved_memory(
         assert (code, out) == (2, "")
         assert "damaged" in err
         assert err.count("\n") == 1
+
+
+def test_info_on_a_strangers_memory_is_a_sentence(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from infinipot_llm.memory.file import Draft
+
+    folder = tmp_path_factory.mktemp("stranger")
+    whole = {
+        "model": "a\x1b[31mb", "family": "\x07", "made_by": "x", "config": {}, "layout": None, "fingerprints": {},
+        "stats": {"tokens_read": 3, "cycles": 0},
+    }  # fmt: skip
+    documents = b'[{"name": "n\\u001b[2J", "pages": [], "text": "t"}]'
+    for number, (about, text) in enumerate(
+        [
+            (whole, documents),
+            ({}, documents),
+            (whole, b"[1]"),
+            ({**whole, "stats": []}, documents),
+            (whole, b"[" * 9999),
+        ]
+    ):
+        path = folder / f"{number}.infinipot"
+        draft = Draft(path)
+        draft.add("documents", np.frombuffer(text, np.uint8))
+        draft.finish(about)
+        code, out, err = run("info", path)
+        assert (code == 0) == (number == 0)
+        assert err.count("\n") == bool(code)
+        assert not set("\x1b\x07") & set(out + err)

@@ -77,7 +77,9 @@ def find_memory(files: tuple[str, ...], options: dict[str, Any], question: str |
 
         path = Path(files[0])
         if options["model"] is None:
-            options = {**options, "model": MemoryFile(path).about.get("model")}
+            named = MemoryFile(path).about.get("model")
+            # A stranger's file may name any model: nothing is fetched for it, and one that did not write it is refused.
+            options = {**options, "model": named if isinstance(named, str) else None}
         return load_engine(options, make_config(options)).load(path)
     if any(map(is_memory, files)):
         raise click.UsageError("ask one saved memory at a time, or the documents themselves together.")

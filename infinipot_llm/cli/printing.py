@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infinipot_llm.errors import MemoryFileError
+
 if TYPE_CHECKING:
     from infinipot_llm.answering.answer import Answer
     from infinipot_llm.memory.memory import DocumentMemory
@@ -88,30 +90,35 @@ def remembered(memory: DocumentMemory) -> str:
 
 
 def show_memory(path: Path, as_json: bool) -> None:
-    """Print what a saved memory holds."""
+    """Print what a saved memory holds; it may be a stranger's, so nothing in it is taken to be as it should.
+
+    Raises:
+        MemoryFileError: The file is damaged, or contradicts itself.
+    """
     from infinipot_llm.documents.clean import one_line
     from infinipot_llm.memory.file import MemoryFile
 
     file = MemoryFile(path)
     about = file.about
-    documents = [
-        {"name": d["name"], "pages": len(d["pages"]), "characters": len(d["text"]), "content_hash": d["content_hash"]}
-        for d in json.loads(file.rows("documents").tobytes())
-    ]
-    kept = {key: about[key] for key in ("model", "family", "made_by", "config", "stats", "layout", "fingerprints")}
-    values = {"file": str(path), "bytes": file.nbytes, "documents": documents, **kept}
+    try:
+        documents = [
+            {"name": str(d["name"]), "pages": len(d["pages"]), "characters": len(d["text"])}
+            for d in json.loads(file.rows("documents").tobytes())
+        ]
+        kept = {key: about[key] for key in ("model", "family", "made_by", "config", "stats", "layout", "fingerprints")}
+        tokens, cycles, layout = int(about["stats"]["tokens_read"]), int(about["stats"]["cycles"]), about["layout"]
+        kind = "keys and values" if layout and layout["whole"] else "keys alone"
+        shelf = f"shelf of {kind} in {int(layout['bits'])} bits" if layout else "no shelf"
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise MemoryFileError(f"{path.name} contradicts itself: read the document again.") from error
     if as_json:
-        click.echo(json.dumps(values, indent=2))
+        click.echo(json.dumps({"file": str(path), "bytes": file.nbytes, "documents": documents, **kept}, indent=2))
         return
-    stats, layout = about["stats"], about["layout"]
     for d in documents:
         click.echo(f"{one_line(d['name'])}: {d['pages']} pages, {d['characters']} characters")
-    click.echo(
-        f"read with {about['model']} ({about['family']}): {stats['tokens_read']} tokens, {stats['cycles']} cycles"
-    )
-    kind = "keys alone" if layout and not layout["whole"] else "keys and values"
-    shelf = f"shelf of {kind} in {layout['bits']} bits" if layout else "no shelf"
-    each = file.nbytes / max(1, stats["tokens_read"])
+    made_with = one_line(f"{about['model']} ({about['family']})"[:200])
+    click.echo(f"read with {made_with}: {tokens} tokens, {cycles} cycles")
+    each = file.nbytes / max(1, tokens)
     click.echo(f"{file.nbytes / 1e6:.1f} MB, {each:.0f} bytes per token, {shelf}; every byte is as it was written")
 
 

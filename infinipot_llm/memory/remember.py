@@ -124,7 +124,7 @@ def check_room(folder: Path, needed: int) -> None:
     if needed > free:
         raise StoreError(
             f"the shelf of this document will take {needed / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free: "
-            "make room, bound it (shelf_bytes), choose shelf='int4', or switch it off (shelf='off')."
+            "make room, bound it (shelf_bytes), or keep less (shelf='keys', or 'off')."
         )
 
 
