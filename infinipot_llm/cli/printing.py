@@ -101,7 +101,7 @@ def show_memory(path: Path, as_json: bool) -> None:
     file = MemoryFile(path)
     about = file.about
     try:
-        documents = [
+        documents: list[dict[str, Any]] = [
             {"name": str(d["name"]), "pages": len(d["pages"]), "characters": len(d["text"])}
             for d in json.loads(file.rows("documents").tobytes())
         ]
