@@ -155,13 +155,13 @@ class Asked:
         if kind == "recall":
             setup = self.memory.setup
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
-            slots = setup.prefix[0].shape[2] + text_slots(setup, found) + 160
+            slots = setup.prefix[0].shape[2] + text_slots(setup, self.text, found) + 160
             return pot_of_text(setup, self.text, found, slots)
         if kind == "load":
             setup = self.memory.setup
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
-            slots = setup.prefix[0].shape[2] + budget + 160
-            return question_pot(setup.adapter, setup.prefix, self.memory.finder.shelf, found, slots)
+            slots = len(setup.form.prefix) + budget + 160
+            return question_pot(setup, self.memory.finder.shelf, found, slots)
         if kind == "pot-load":
             return self.pot_and_passages(ask, budget)
         if kind == "pot":
@@ -325,13 +325,14 @@ def main() -> None:
     parser.add_argument("--samples", type=lambda s: s.split(","), default=["A4", "B4", "x8", "n8", "m16", "m30"])
     parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-512", "full"])
     parser.add_argument("--limit", type=int, default=1000, help="questions per sample")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
     if args.what == "report":
         report(rows)
         return
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     bench = Bench(args)
     bench.done = {(r["sample"], r["number"], r["arm"]) for r in rows}
     if args.what == "read":

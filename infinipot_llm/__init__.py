@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from infinipot_llm.answering.answer import Answer, Citation
+    from infinipot_llm.answering.prompt import Message
+    from infinipot_llm.assistant import Assistant, Reply
     from infinipot_llm.config import PotConfig
     from infinipot_llm.documents import Document, Page, Span
     from infinipot_llm.engine import InfiniPot
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Answer": "infinipot_llm.answering.answer",
+    "Assistant": "infinipot_llm.assistant",
     "Chat": "infinipot_llm.memory.chat",
     "Citation": "infinipot_llm.answering.answer",
     "Document": "infinipot_llm.documents",
@@ -29,13 +32,16 @@ _HOME = {
     "InfiniPot": "infinipot_llm.engine",
     "InfiniPotError": "infinipot_llm.errors",
     "MemoryStore": "infinipot_llm.memory.store",
+    "Message": "infinipot_llm.answering.prompt",
     "Page": "infinipot_llm.documents",
     "PotConfig": "infinipot_llm.config",
+    "Reply": "infinipot_llm.assistant",
     "Span": "infinipot_llm.documents",
 }
 
 __all__ = [
     "Answer",
+    "Assistant",
     "Chat",
     "Citation",
     "Document",
@@ -43,8 +49,10 @@ __all__ = [
     "InfiniPot",
     "InfiniPotError",
     "MemoryStore",
+    "Message",
     "Page",
     "PotConfig",
+    "Reply",
     "Span",
     "__version__",
 ]

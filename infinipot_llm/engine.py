@@ -28,7 +28,7 @@ from infinipot_llm.memory.store import MemoryStore
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
 from infinipot_llm.models.fingerprint import model_fingerprint
-from infinipot_llm.models.load import load_model
+from infinipot_llm.models.load import load_model, load_shared
 from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.distill import Tracer
 from infinipot_llm.pot.plan import plan
@@ -82,6 +82,7 @@ class InfiniPot:
         device: str = "auto",
         dtype: str = "auto",
         download: bool = False,
+        shared: bool = False,
         **knobs: Any,
     ) -> InfiniPot:
         """Load a model.
@@ -93,6 +94,8 @@ class InfiniPot:
             device: "auto", "cpu", "cuda", "mps".
             dtype: "auto", "float32", "bfloat16", "float16".
             download: Fetch the model when it is not on this machine.
+            shared: Share the weights with all others in this process that ask so for the same model, device and dtype;
+                they stay loaded until it ends, and `close` must not be called.
             **knobs: Further fields of PotConfig.
 
         Raises:
@@ -107,7 +110,8 @@ class InfiniPot:
             raise BudgetError(f"unknown setting {unknown[0]!r}: PotConfig lists the settings there are.")
         settings: dict[str, Any] = knobs if budget is None else {**knobs, "budget": budget}
         asked = config or PotConfig(**settings)
-        adapter, codec = load_model(model, device=device, dtype=dtype, download=download)
+        load = load_shared if shared else load_model
+        adapter, codec = load(model, device=device, dtype=dtype, download=download)
         if config is None and budget is None:
             asked = replace(asked, budget=min(asked.budget, adapter.window))
         query_heads = int(adapter.config.num_attention_heads)
@@ -122,7 +126,7 @@ class InfiniPot:
 
     def __repr__(self) -> str:
         a = self.adapter
-        return f"InfiniPot({a.family}, {a.layers} layers on {a.device} in {a.dtype}, {self.config!r})"
+        return f"InfiniPot({a.family}, {len(a.windows)} layers on {a.device} in {a.dtype}, {self.config!r})"
 
     def read(
         self,
@@ -226,18 +230,18 @@ class InfiniPot:
         retrieval heads and the settings of reading. The names of documents count where there are several, since the
         model reads them.
         """
+        names = [d.name for d in documents] if len(documents) > 1 else []
+        return self._key([d.content_hash for d in documents], names)
+
+    def key_of(self, content_hash: str) -> str:
+        """Return the key of a memory of one document that nobody has at hand, by the document's content hash."""
+        return self._key([content_hash], [])
+
+    def _key(self, hashes: list[str], names: list[str]) -> str:
         asking = {"recall", "recalled", "followup", "chunk"}
         read = {k: v for k, v in self.config.to_dict().items() if k not in asking}
         read["max_new_tokens"] = min(self.config.max_new_tokens, RESERVED_FOR_ANSWER)
-        names = [d.name for d in documents] if len(documents) > 1 else []
-        parts = [
-            FORMAT,
-            fingerprints(self.adapter, self.form),
-            self.heads.to_dict(),
-            read,
-            [d.content_hash for d in documents],
-            names,
-        ]
+        parts = [FORMAT, fingerprints(self.adapter, self.form), self.heads.to_dict(), read, hashes, names]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def extend(self, memory: DocumentMemory, more: Document | Sequence[Document]) -> DocumentMemory:

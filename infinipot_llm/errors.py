@@ -27,6 +27,10 @@ class QuestionError(InfiniPotError, ValueError):
     """A question cannot be asked: empty, or too long for the room that was kept for it."""
 
 
+class QuestionTooLongError(QuestionError):
+    """Question and answer do not fit into the budget, or into what the document leaves of it."""
+
+
 class MemoryFileError(InfiniPotError):
     """A saved memory is damaged, of another version, or was made with another model, tokenizer or prompt."""
 

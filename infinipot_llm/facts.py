@@ -109,13 +109,19 @@ def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, p
     head = int(model_config.hidden_size) * int(model_config.vocab_size)
 
     window = int(getattr(model_config, "max_position_embeddings", 0) or sys.maxsize)
+    sliding = list(getattr(model_config, "layer_types", None) or ()).count("sliding_attention")
+    reach = int(getattr(model_config, "sliding_window", None) or 0)
+    if not 0 < sliding < layers or not 0 < reach < window:
+        sliding = reach = 0  # all layers hold slots
+    window -= max(0, reach - 1)  # sliding layers need positions of their own
     if config.budget > window:
         raise BudgetError(f"a budget of {config.budget} is beyond the {window} positions this model was trained on.")
     policy = make_policy(config)
     catalyst = asked if policy.wants_importance else 0
     divided = plan(config, window, tokens, prefix, catalyst, asked + config.max_new_tokens)
     cycles = divided.cycles(prefix, tokens)
-    slot = 2 * layers * kv_heads * head_dim * size
+    row = 2 * kv_heads * head_dim * size  # a key and a value
+    slot = (layers - sliding) * row
     pair = 4 * layers * heads * head_dim  # operations per query token and slot it sees
     full = 2.0 * body * tokens + pair * tokens * tokens / 2
     pot = full
@@ -123,7 +129,8 @@ def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, p
         pot = 2.0 * body * tokens + pair * tokens * (divided.room + divided.kept) / 2
         pot += cycles * (2.0 * body * catalyst + pair * catalyst * divided.room)
         pot += 2.0 * head * tokens if policy.wants_novelty else 0.0
-    return Cost(config.budget, config.budget * slot * 3 // 2, tokens * slot, pot, full, cycles)
+    windows = sliding * 2 * reach * row  # buffers of twice the window
+    return Cost(config.budget, config.budget * slot * 3 // 2 + windows, tokens * slot + windows, pot, full, cycles)
 
 
 def gather(

@@ -39,11 +39,45 @@ SIZES = {
 }
 FAMILIES = ("llama", "qwen2", "qwen3")
 
+_MIXED = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 20}
+SLIDING: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": (
+        "gemma3_text",
+        {
+            **_MIXED,
+            "query_pre_attn_scalar": 16,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+            },
+        },
+    ),
+    "olmo3": ("olmo3", {**_MIXED, "pad_token_id": 0}),
+    "cohere2": ("cohere2", {**_MIXED, "pad_token_id": 0}),  # its full layers have no positions
+}
+"""Models that mix sliding layers with others: name to model type and settings."""
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 300}),
+    "phi3": ("phi3", {"pad_token_id": 0, "sliding_window": None}),
+    "smollm3": ("smollm3", {"pad_token_id": 0, "no_rope_layers": [1, 0, 1]}),
+    "glm": ("glm", {"pad_token_id": 0}),
+    "glm4": ("glm4", {"pad_token_id": 0}),
+    "olmo2": ("olmo2", {}),
+    "granite": (
+        "granite",
+        {"logits_scaling": 3.0, "attention_multiplier": 0.1, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    ),
+    **SLIDING,
+}
+"""Further families, for the essential tests alone."""
+
 
 def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model whose outputs depend on positions strongly enough for a wrong rotation to show."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**SIZES, **changes})
+    kind, own = OTHERS.get(family, (family, {}))
+    config = AutoConfig.for_model(kind, **{**SIZES, **own, **changes})
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

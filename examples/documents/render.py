@@ -1,7 +1,7 @@
-"""Render ``hollin_valley.md``, the sample document, to ``hollin_valley.pdf``; or check the pair.
+"""Render the sample documents, ``hollin_valley.md`` and ``merrow_ferry.md``, to PDF; or check them.
 
-    python render.py            write hollin_valley.pdf next to this file
-    python render.py --check    verify the PDF and hollin_valley.questions.jsonl, write nothing
+    python render.py            write hollin_valley.pdf and merrow_ferry.pdf next to this file
+    python render.py --check    verify the PDFs and hollin_valley.questions.jsonl, write nothing
 
 The output is deterministic: the same text and the same release of reportlab give the same bytes. The streams are
 left uncompressed, so that the zlib of the machine does not matter, and only the built-in PDF fonts are used.
@@ -13,7 +13,7 @@ which is numbered i, ii, iii; the pages after it are numbered 1, 2, 3.
 
 ``--check`` exits with 1 and names every fault unless
 
-* the PDF in the folder equals a fresh rendering byte for byte,
+* the PDFs in the folder equal fresh renderings byte for byte,
 * every section fits on one page, every page prints the label that the PDF's page labels give it, and the contents
   agree,
 * each question names a page that exists, with its label, its answers (white space folded) occur on that page,
@@ -57,8 +57,8 @@ FOLDER = Path(__file__).resolve().parent
 SOURCE = FOLDER / "hollin_valley.md"
 PDF = FOLDER / "hollin_valley.pdf"
 QUESTIONS = FOLDER / "hollin_valley.questions.jsonl"
+FERRY = FOLDER / "merrow_ferry.md"
 
-AUTHOR = "Hollin Valley Water Cooperative"
 KINDS = {"fact", "table", "figure", "name", "date"}
 MIN_PAGES = 32
 
@@ -98,7 +98,7 @@ class Report(BaseDocTemplate):
             topMargin=20 * mm,
             bottomMargin=22 * mm,
             title=title,
-            author=AUTHOR,
+            author=title.partition(":")[0],
             subject="A fictional annual report, the sample document of infinipot-llm",
             creator="examples/documents/render.py",
             lang="en-GB",
@@ -266,6 +266,18 @@ def document_faults(reader: PdfReader, pages: list[str], source: str) -> list[st
     return faults
 
 
+def ferry_faults() -> list[str]:
+    """What is wrong with the second PDF."""
+    source, pdf = FERRY.read_text(encoding="utf-8"), FERRY.with_suffix(".pdf")
+    faults = []
+    if pdf.read_bytes() != render(source):
+        faults.append(f"{pdf.name} is not what this text and this reportlab render; run render.py")
+    pages, sections = len(PdfReader(pdf).pages), 1 + source.count("\n## ")
+    if pages != sections:
+        faults.append(f"{pdf.name}: {sections} sections on {pages} pages; each should fill one")
+    return faults
+
+
 def question_faults(reader: PdfReader, pages: list[str]) -> list[str]:
     """What is wrong with the questions."""
     faults = []
@@ -291,6 +303,7 @@ def check() -> int:
     reader = PdfReader(PDF)
     pages = [fold(page.extract_text()) for page in reader.pages]
     faults = document_faults(reader, pages, SOURCE.read_text(encoding="utf-8")) + question_faults(reader, pages)
+    faults += ferry_faults()
     for fault in faults:
         print(fault, file=sys.stderr)
     questions = len(QUESTIONS.read_text(encoding="utf-8").splitlines())
@@ -304,8 +317,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="verify the PDF and the questions, write nothing")
     if parser.parse_args().check:
         return check()
-    PDF.write_bytes(render(SOURCE.read_text(encoding="utf-8")))
-    print(f"{PDF.name}: {len(PdfReader(PDF).pages)} pages")
+    for source in (SOURCE, FERRY):
+        pdf = source.with_suffix(".pdf")
+        pdf.write_bytes(render(source.read_text(encoding="utf-8")))
+        print(f"{pdf.name}: {len(PdfReader(pdf).pages)} pages")
     return 0
 
 

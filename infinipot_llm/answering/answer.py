@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from infinipot_llm.answering.html import answer_html
 from infinipot_llm.pot.reader import ReadStats
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -25,6 +26,7 @@ class Citation:
         score: Share of the answer's support that falls on this passage, 0 to 1.
         speaker: Who says it, in a transcript that tells.
         time: When the turn begins, in seconds from the start of the recording, where the transcript tells.
+        length: Characters of the document's text: start / length says how far into it the passage stands.
     """
 
     document: str
@@ -36,6 +38,7 @@ class Citation:
     score: float
     speaker: str | None = None
     time: float | None = None
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,10 @@ class Answer:
     usage: Usage
     supported: float | None = None
     notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """Show the answer in a notebook."""
+        return answer_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -101,22 +101,21 @@ def trace(
         return Traced((), None)
     with adapter.lock:
         whole = _log_probability(adapter, pot, question, answer, None)
-        supported = whole - _log_probability(adapter, pot, question, answer, pot.origin >= 0)
+        supported = whole - _log_probability(adapter, pot, question, answer, (0, len(text)))
         looked_at = _attention_by_token(adapter, pot, len(text), question, answer)
         passages = _candidates(text, looked_at, answer_text)
         if not passages:
             return Traced((), supported)
         drops = []
-        for start, end in (passage.tokens for passage in passages):
-            hidden = (pot.origin >= start) & (pot.origin < end)  # [L, K, S]
-            drops.append(whole - _log_probability(adapter, pot, question, answer, hidden))
+        for passage in passages:
+            drops.append(whole - _log_probability(adapter, pot, question, answer, passage.tokens))
     order = sorted(range(len(passages)), key=lambda i: -drops[i])
     best = drops[order[0]]
     chosen = [i for i in order if drops[i] >= max(LEAST_DROP, SHARE_OF_FIRST * best)][:limit]
     if not chosen:  # a fact told in several places is missed in none of them: cite those that state it in so many words
         chosen = [i for i in order if states(passages[i].span.text, question_text, answer_text)][:limit]
     total = sum(max(d, 0.0) for d in drops) or 1.0
-    return Traced(tuple(_citation(passages[i].span, max(drops[i], 0.0) / total) for i in chosen), supported)
+    return Traced(tuple(_citation(passages[i], max(drops[i], 0.0) / total) for i in chosen), supported)
 
 
 def says_nothing_found(answer_text: str) -> bool:
@@ -162,11 +161,12 @@ def _attention_by_token(
 
 @dataclass(frozen=True)
 class _Passage:
-    """A sentence of a document and its tokens [a, b)."""
+    """A sentence of a document, its tokens [a, b), and how many characters the document has."""
 
     span: Span
     tokens: tuple[int, int]
     score: float
+    length: int
 
 
 def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> list[_Passage]:
@@ -184,23 +184,25 @@ def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> lis
         tokens = text.tokens_in(where, start, end)
         shared = sum(len(w) for w in {w.casefold() for w in _WORD.findall(document.text[start:end])} & words)
         mass = float(looked_at[tokens[0] : tokens[1]].sum())
-        found.append(_Passage(document.span(start, end), tokens, mass * (1.0 + shared)))
+        found.append(_Passage(document.span(start, end), tokens, mass * (1.0 + shared), len(document.text)))
     return sorted(found, key=lambda p: -p.score)[:CANDIDATES]
 
 
 def _log_probability(
-    adapter: Adapter, pot: Pot, question: Sequence[int], answer: Sequence[int], hidden: Tensor | None
+    adapter: Adapter, pot: Pot, question: Sequence[int], answer: Sequence[int], hidden: tuple[int, int] | None
 ) -> float:
-    """Return log P(answer | pot, question) in nats, with some slots hidden from every query."""
+    """Return log P(answer | pot, question) in nats, with the document's tokens [a, b) hidden from every query."""
     ids = torch.tensor([*question, *answer], dtype=torch.long)
     with pot.scratch():
-        pot.cache.hidden = hidden
+        if hidden is not None:
+            pot.hide(*hidden)
         states = adapter.forward(ids, pot.cache)  # [Q + A, E]
     before = states[len(question) - 1 : -1]  # [A, E]
     return -float(surprise(adapter, before, ids[len(question) :]).sum())
 
 
-def _citation(span: Span, score: float) -> Citation:
+def _citation(passage: _Passage, score: float) -> Citation:
     """Turn a sentence into a citation; its quote is the document's own text."""
+    span = passage.span
     where = (span.document, span.page, span.page_label, span.start, span.end)
-    return Citation(*where, span.text, round(score, 4), span.speaker, span.time)
+    return Citation(*where, span.text, round(score, 4), span.speaker, span.time, passage.length)

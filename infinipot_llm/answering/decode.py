@@ -12,10 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from infinipot_llm.answering.answer import FinishReason
-from infinipot_llm.errors import QuestionError
+from infinipot_llm.errors import QuestionError, QuestionTooLongError
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.pot import Pot
@@ -73,6 +80,7 @@ def decode(
     *,
     on_text: OnText | None = None,
     cancelled: Callable[[], bool] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> Decoded:
     """Answer a question over the pot, leaving the pot as it was.
 
@@ -84,13 +92,14 @@ def decode(
         sampling: How to decode.
         on_text: Given the answer piece by piece, as it is decoded.
         cancelled: Asked after every token; True ends the answer.
+        processors: Change the scores before each token is chosen, as those of `constrain` do; before the temperature.
 
     Raises:
-        QuestionError: Question and answer do not fit into the free slots.
+        QuestionTooLongError: Question and answer do not fit into the free slots.
     """
     free = pot.budget - pot.length
     if len(question) + sampling.max_new_tokens > free:
-        raise QuestionError(
+        raise QuestionTooLongError(
             f"question ({len(question)} tokens) and answer ({sampling.max_new_tokens}) need more than the {free} free "
             "slots: ask more briefly, lower max_new_tokens, or read again with this question or a larger budget."
         )
@@ -111,6 +120,7 @@ def decode(
                 attention_mask=torch.ones((1, pot.length + len(question)), dtype=torch.long, device=adapter.device),
                 past_key_values=pot.cache,
                 generation_config=config,
+                logits_processor=LogitsProcessorList(processors),
                 streamer=feed,
                 stopping_criteria=stopping,
             )
@@ -118,7 +128,7 @@ def decode(
             adapter.model.generation_config = own
     new = out[0, len(question) :].tolist()
     text, stopped = cut_at_stop(codec.decode(new), sampling.stop)
-    if stopped or (new and new[-1] in _end_ids(adapter, codec)):
+    if stopped or (new and new[-1] in end_ids(adapter, codec)):
         reason: FinishReason = "stop"
     elif gone.fired and len(new) < sampling.max_new_tokens:
         reason = "cancelled"
@@ -182,7 +192,7 @@ class _Stopped(StoppingCriteria):
         return torch.full((input_ids.shape[0],), found, dtype=torch.bool, device=input_ids.device)
 
 
-def _end_ids(adapter: Adapter, codec: TextCodec) -> list[int]:
+def end_ids(adapter: Adapter, codec: TextCodec) -> list[int]:
     """Return every token that ends an answer, by the model's own generation settings and its tokenizer."""
     listed = adapter.model.generation_config.eos_token_id
     found = list(listed) if isinstance(listed, (list, tuple)) else [listed]
@@ -191,7 +201,7 @@ def _end_ids(adapter: Adapter, codec: TextCodec) -> list[int]:
 
 def _generation_config(adapter: Adapter, codec: TextCodec, sampling: Sampling) -> GenerationConfig:
     """Say everything that matters: what is left open, `generate` takes from the model's own defaults."""
-    ends = _end_ids(adapter, codec)
+    ends = end_ids(adapter, codec)
     greedy = sampling.temperature == 0.0
     own: dict[str, Any] = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from infinipot_llm.errors import ModelError, QuestionError
 from infinipot_llm.models.text import TextCodec
@@ -60,6 +60,36 @@ GENERIC = {
 """Questions that stand in for the unknown ones, per language of the document (models/text never translates)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation.
+
+    Attributes:
+        role: Who says it.
+        text: What is said; it never becomes control tokens.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked of a document, as token ids.
+
+    Attributes:
+        before: Tokens before the document.
+        behind: Tokens from the document's end to the start of the answer.
+        query: What passages are looked for with: the question in the form that the retrieval heads were measured on.
+        question: Its words.
+    """
+
+    before: tuple[int, ...]
+    behind: tuple[int, ...]
+    query: tuple[int, ...]
+    question: str
+
+
 @dataclass(frozen=True)
 class PromptForm:
     """A model's way of putting document and question, as token ids.
@@ -97,7 +127,7 @@ class PromptForm:
         else:
             whole = f"{system}\n\n{turn}\nAnswer:"
             talk = f"{whole} {_ANSWER}\n\n{follow}\nAnswer:"
-            bos = tuple(_leading_ids(tokenizer))
+            bos = tuple(leading_ids(tokenizer))
         pieces = whole.replace(_QUESTION, _DOCUMENT).split(_DOCUMENT)
         between = talk.replace(_NEXT, _ANSWER).split(_ANSWER)
         if len(pieces) != 3 or len(between) != 3:
@@ -153,7 +183,7 @@ def _render(tokenizer: Any, system: str, *turns: str) -> str:
     return str(whole)
 
 
-def _leading_ids(tokenizer: Any) -> list[int]:
+def leading_ids(tokenizer: Any) -> list[int]:
     """Return what the tokenizer itself puts before a text (a beginning-of-sequence token, mostly)."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]

@@ -26,6 +26,9 @@ _SOFT_HYPHEN = re.compile("\u00ad+(?:[ \t]*\n[ \t]*(?=\\w))?")
 # radicals. Nobody types them into a question, and a tokenizer breaks them into bytes.
 _GLYPH_FORMS = re.compile("[\u2e80-\u2fdf\ufb00-\ufb06\ufb50-\ufdff\ufe70-\ufefc]+")
 
+# Some messages quote the bytes that were not understood, at any length.
+_REASON_CHARACTERS = 80
+
 
 def clean(text: str) -> str:
     r"""Normalise the text of a document; doing so twice changes nothing more.
@@ -58,3 +61,9 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Make a name or a message of another library fit for a place in a sentence: printable, in one line."""
     return " ".join(printable(text).split())
+
+
+def describe(error: BaseException) -> str:
+    """Name an exception of another library in a few words, on one line: "PdfReadError: EOF marker not found"."""
+    message = one_line(str(error)).rstrip(".")[:_REASON_CHARACTERS].rstrip()
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -12,6 +12,9 @@ from pathlib import Path
 PAGE_BREAK = "\n\n"
 """What the loaders put between two pages; it belongs to the page before it but to no page's [start, end)."""
 
+ID_PREFIX = "ipd_"
+"""What the id of a document begins with; 64 hex digits follow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -110,6 +113,11 @@ class Document:
         _check_pages(self.text, self.pages)
         _check_turns(self.text, self.turns)
         object.__setattr__(self, "content_hash", _content_hash(self.text, self.pages, self.turns))
+
+    @property
+    def id(self) -> str:
+        """A name for the content, "ipd_" and the content hash: what other programs may refer to the document by."""
+        return f"{ID_PREFIX}{self.content_hash}"
 
     @classmethod
     def from_file(cls, path: str | Path, *, password: str | None = None, name: str | None = None) -> Document:

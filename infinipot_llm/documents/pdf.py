@@ -1,33 +1,35 @@
-"""PDFs, page by page, with pypdf; pypdfium2, where installed, reads what pypdf cannot."""
+"""PDFs, page by page, with pypdf; pypdfium2, where installed, reads what pypdf cannot.
+
+Both parse in a process of their own (`process.py`), so that a hostile PDF costs pages and not this process.
+"""
 
 from __future__ import annotations
 
-import io
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import groupby
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from infinipot_llm.documents import pdfium
-from infinipot_llm.documents.clean import one_line
+from infinipot_llm.documents import pdfium, reading
+from infinipot_llm.documents.clean import clean
 from infinipot_llm.documents.extracted import Extracted
-from infinipot_llm.documents.pdfium import describe
+from infinipot_llm.documents.limits import Limits
+from infinipot_llm.documents.page_notes import page_list, page_notes
+from infinipot_llm.documents.paragraphs import unwrapped
+from infinipot_llm.documents.process import ParserMissingError, Process
+from infinipot_llm.documents.reading import Reading
 from infinipot_llm.errors import DocumentError
 
-if TYPE_CHECKING:
-    from pypdf import PdfReader
+LIMITS = Limits()
 
-# Silencing pypdf changes its logger for the whole process; two threads doing so at once could leave it silenced.
-_reading = threading.Lock()
+_CUT = "cut after {} characters, since no page of writing is longer"
+_LEFT_OUT = "left out, since the pages before hold more text than is kept of a PDF"
+_BLANK = "they may be scans, which need OCR first, for instance with ocrmypdf, or blank"
+_ONE_BLANK = "it may be a scan, which needs OCR first, for instance with ocrmypdf, or blank"
 
 
 def read_pdf(data: bytes, *, name: str, password: str | None = None) -> Extracted:
     """Read the text and the page labels of a PDF.
 
-    Pages that pypdf cannot read are read with pypdfium2 where that is installed; that, and every page that is lost, is
-    told in the notes.
+    Pages that pypdf cannot read, or finds no text on, are read with pypdfium2 where that is installed; that, every page
+    that is lost and every page without text is told in the notes.
 
     Args:
         data: The content of the PDF.
@@ -35,150 +37,112 @@ def read_pdf(data: bytes, *, name: str, password: str | None = None) -> Extracte
         password: Its user or owner password; not looked at where the PDF opens without one.
 
     Raises:
-        DocumentError: If the PDF is encrypted and the password missing or wrong, if neither reader can open it, or if
-            no page holds text. Nothing else is raised, whatever the PDF makes its reader do.
+        DocumentError: If the PDF is encrypted and the password missing or wrong, if neither reader can open it, if no
+            page holds text, or if no process can be started to parse it in. Nothing else is raised, whatever the PDF
+            makes its reader do.
     """
     try:
-        with _quiet_pypdf():
-            texts, failures, labels, notes = _read_with_pypdf(data, name, password)
-    except DocumentError:
-        raise
-    except Exception as error:  # a parser of hostile data may raise anything; it becomes a sentence here
-        return _read_with_pdfium(data, name, password, reason=f"pypdf failed ({describe(error)})")
-    if failures:
-        notes = notes + _recover_pages(data, password, texts, failures)
-    extracted = Extracted(texts, labels, notes)
-    if not failures and not extracted.has_text:
-        return _read_with_pdfium(data, name, password, reason="pypdf found no text", is_readable=True)
-    if not extracted.has_text:
-        raise DocumentError(f"{_damaged(name)} ({notes[-1]}).")
-    return extracted
+        with Process(LIMITS) as process:
+            return read_with(process, data, name=name, password=password)
+    except ParserMissingError as error:
+        raise DocumentError(
+            f"{name} cannot be read, since PDFs are parsed in a Python process of their own and {error}:"
+            " run it with an ordinary Python, or convert the PDF to text first."
+        ) from error
 
 
-@contextmanager
-def _quiet_pypdf() -> Iterator[None]:
-    """Keep pypdf's remarks on untidy PDFs off the terminal for the duration, one reader at a time."""
-    logger = logging.getLogger("pypdf")
-    with _reading:
-        level = logger.level
-        logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def _read_with_pypdf(
-    data: bytes, name: str, password: str | None
-) -> tuple[list[str], dict[int, str], list[str | None], list[str]]:
-    """Read with pypdf: texts of all pages, reasons by index of those that failed, labels, and notes."""
-    from pypdf import PdfReader
-
-    reader = PdfReader(io.BytesIO(data))
-    if reader.is_encrypted:
-        _unlock(reader, name, password)
-    count = len(reader.pages)
-    if count == 0:
-        raise ValueError("no pages found")
-    texts, failures = [], {}
-    for index in range(count):
-        try:
-            texts.append(reader.pages[index].extract_text())
-        except Exception as error:  # as above: one bad page must not cost the others
-            texts.append("")
-            failures[index] = describe(error)
-    labels, notes = _page_labels(reader, count)
-    return texts, failures, labels, notes
-
-
-def _unlock(reader: PdfReader, name: str, password: str | None) -> None:
-    """Decrypt with the empty password, which PDFs that only restrict printing have, or with the one given."""
-    from pypdf import PasswordType
-
-    if reader.decrypt("") != PasswordType.NOT_DECRYPTED:
-        return
-    if password is None:
-        raise DocumentError(_encrypted(name))
-    if reader.decrypt(password) == PasswordType.NOT_DECRYPTED:
-        raise DocumentError(_wrong_password(name))
-
-
-def _page_labels(reader: PdfReader, count: int) -> tuple[list[str | None], list[str]]:
-    """Read the labels the PDF defines; pypdf would make up "1", "2", ... for a PDF that defines none."""
-    no_labels: list[str | None] = [None] * count
-    try:
-        if "/PageLabels" not in reader.root_object:
-            return no_labels, []
-        labels = [one_line(label) or None for label in reader.page_labels]
-    except Exception as error:  # as above
-        return no_labels, [f"the printed page numbers could not be read ({describe(error)})"]
-    return labels, []
-
-
-def _recover_pages(data: bytes, password: str | None, texts: list[str], failures: dict[int, str]) -> list[str]:
-    """Fill in the pages pypdf failed on, in place, and give the notes on them."""
-    outcomes: dict[int, str] = {}
-    for index, reason in failures.items():
-        outcomes[index] = f"lost because pypdf failed ({reason}); {pdfium.INSTALL} may read it"
-    if pdfium.is_installed():
-        try:
-            pages = pdfium.read_pages(data, password=password, indexes=list(failures))
-        except pdfium.PdfiumError as error:
-            pages = pdfium.PdfiumPages({}, dict.fromkeys(failures, str(error)), [])
-        for index, text in pages.texts.items():
-            texts[index] = text
-            if text.strip():
-                outcomes[index] = f"read with pypdfium2 because pypdf failed ({failures[index]})"
-            else:
-                outcomes[index] = f"lost because pypdf failed ({failures[index]}) and pypdfium2 found no text"
-        for index, reason in pages.failures.items():
-            outcomes[index] = f"lost because pypdf failed ({failures[index]}) and so did pypdfium2 ({reason})"
-    return _page_notes(outcomes)
-
-
-def _page_notes(outcomes: dict[int, str]) -> list[str]:
-    """Say the same thing of neighbouring pages once: "page 3: ...", "pages 5 to 9: ..."."""
-    notes = []
-    # Consecutive indexes have the same distance to their rank.
-    ranked = enumerate(sorted(outcomes.items()))
-    for (_, outcome), run in groupby(ranked, key=lambda item: (item[1][0] - item[0], item[1][1])):
-        numbers = [index + 1 for _, (index, _) in run]
-        pages = f"page {numbers[0]}" if len(numbers) == 1 else f"pages {numbers[0]} to {numbers[-1]}"
-        notes.append(f"{pages}: {outcome}")
-    return notes
-
-
-def _read_with_pdfium(
-    data: bytes, name: str, password: str | None, *, reason: str, is_readable: bool = False
-) -> Extracted:
-    """Read a whole PDF that pypdf got no text from, or say in one sentence what is wrong with it.
-
-    Args:
-        data: The content of the PDF.
-        name: What to call it in messages.
-        password: Its password, or None.
-        reason: What pypdf made of it, for the note.
-        is_readable: Whether pypdf could open it, so that it is not damaged but without text.
+def read_with(process: Process, data: bytes, *, name: str, password: str | None) -> Extracted:
+    """Read a PDF in a given process; see `read_pdf`.
 
     Raises:
-        DocumentError: If pypdfium2 gets no text from it either, or is not installed.
+        DocumentError: As `read_pdf`.
+        ParserMissingError: If no process can be started.
     """
-    no_text = f"{name} holds no text, only images or blank pages: run OCR on it first, for instance with ocrmypdf."
-    if not pdfium.is_installed():
-        raise DocumentError(no_text if is_readable else f"{_damaged(name)}, or try {pdfium.INSTALL} ({reason}).")
-    try:
-        pages = pdfium.read_pages(data, password=password)
-    except pdfium.PdfiumError as error:
-        if error.needs_password:
-            raise DocumentError(_encrypted(name) if password is None else _wrong_password(name)) from None
-        raise DocumentError(no_text if is_readable else f"{_damaged(name)} ({reason}; pypdfium2: {error}).") from error
-    notes = [f"read with pypdfium2 because {reason}"]
-    notes += _page_notes({index: f"lost because pypdfium2 failed ({why})" for index, why in pages.failures.items()})
-    texts = [pages.texts.get(index, "") for index in range(len(pages.labels))]
-    extracted = Extracted(texts, [one_line(label) or None for label in pages.labels], notes)
-    if not extracted.has_text:
-        raise DocumentError(no_text if is_readable or not pages.failures else f"{_damaged(name)} ({reason}).")
-    return extracted
+    first = reading.read(process, data, "pypdf", password=password)
+    if first.is_locked:
+        raise DocumentError(_locked(name, password))
+    wanted = None if first.count is None else sorted([*first.lost, *first.blank])
+    second = None
+    if wanted != [] and pdfium.is_installed():
+        second = reading.read(process, data, "pypdfium2", password=password, indexes=wanted)
+    if first.count is None:
+        return _from_second_alone(first, second, name, password)
+    outcomes = _merge(first, second)
+    return _extracted(first, outcomes, name)
+
+
+def _merge(first: Reading, second: Reading | None) -> dict[int, str]:
+    """Fill pypdf's gaps with what pypdfium2 read, and say what became of each of those pages, by its index."""
+    outcomes = {}
+    for index, reason in list(first.lost.items()):
+        failed = f"pypdf failed ({reason})"
+        if second is None:
+            outcomes[index] = f"lost because {failed}; {pdfium.INSTALL} may read it"
+        elif second.texts.get(index, "").strip():
+            outcomes[index] = f"read with pypdfium2 because {failed}"
+            del first.lost[index]
+        elif index in second.texts:
+            outcomes[index] = f"lost because {failed} and pypdfium2 found no text"
+        else:
+            why = second.lost.get(index) or second.failure or "it could not open the file"
+            outcomes[index] = f"lost because {failed} and so did pypdfium2 ({why})"
+    if second is not None:
+        for index in first.blank:
+            if second.texts.get(index, "").strip():
+                outcomes[index] = "read with pypdfium2 because pypdf found no text"
+        for index, text in second.texts.items():
+            if text.strip():
+                first.texts[index] = text
+                first.cut.pop(index, None)
+                if index in second.cut:
+                    first.cut[index] = second.cut[index]
+    return outcomes
+
+
+def _from_second_alone(first: Reading, second: Reading | None, name: str, password: str | None) -> Extracted:
+    """Take a whole PDF from pypdfium2, since pypdf could not open it, or say in one sentence what is wrong with it."""
+    reason = f"pypdf failed ({first.failure})"
+    if second is None:
+        raise DocumentError(f"{_damaged(name)}, or try {pdfium.INSTALL} ({reason}).")
+    if second.is_locked:
+        raise DocumentError(_locked(name, password))
+    if second.count is None:
+        raise DocumentError(f"{_damaged(name)} ({reason}; pypdfium2: {second.failure}).")
+    outcomes = {index: f"lost because pypdfium2 failed ({why})" for index, why in second.lost.items()}
+    return _extracted(second, outcomes, name, [f"read with pypdfium2 because {reason}"])
+
+
+def _extracted(read: Reading, outcomes: dict[int, str], name: str, notes: Sequence[str] = ()) -> Extracted:
+    """Put pages, labels and notes together; what was lost is told before what the file itself lacks.
+
+    Raises:
+        DocumentError: If there is no text.
+    """
+    texts = [unwrapped(clean(read.texts.get(index, ""))) for index in range(read.count or 0)]
+    notes = [*notes, *page_notes(outcomes), *_text_notes(read)]
+    labels: list[str | None] = [None] * len(texts)
+    if read.label_failure is not None:
+        notes.append(f"the printed page numbers could not be read ({read.label_failure})")
+    elif len(read.labels) == len(texts):
+        labels = [label or None for label in read.labels]
+    extracted = Extracted(texts, labels, notes)
+    if extracted.has_text:
+        return extracted
+    if read.lost:
+        raise DocumentError(f"{_damaged(name)} ({notes[0]}).")
+    raise DocumentError(
+        f"{name} holds no text, only images or blank pages: run OCR on it first, for instance with ocrmypdf."
+    )
+
+
+def _text_notes(read: Reading) -> list[str]:
+    """Say which pages have more text than is kept, and which have none."""
+    notes = page_notes({index: _CUT.format(length) if length else _LEFT_OUT for index, length in read.cut.items()})
+    if len(read.blank) == 1:
+        notes.append(f"{page_list(read.blank)} holds no text: {_ONE_BLANK}")
+    elif read.blank:
+        notes.append(f"{page_list(read.blank)} hold no text: {_BLANK}")
+    return notes
 
 
 def _damaged(name: str) -> str:
@@ -186,9 +150,7 @@ def _damaged(name: str) -> str:
     return f"{name} cannot be read as a PDF, it may be damaged or cut short: download or export it again"
 
 
-def _encrypted(name: str) -> str:
-    return f"{name} is encrypted: give its password with --password."
-
-
-def _wrong_password(name: str) -> str:
+def _locked(name: str, password: str | None) -> str:
+    if password is None:
+        return f"{name} is encrypted: give its password with --password."
     return f"{name} does not open with this password: check it, capital letters included."

@@ -1,47 +1,16 @@
-"""The second PDF reader, for what pypdf cannot read: pypdfium2, where it is installed."""
+"""The second PDF reader, for what pypdf cannot read: pypdfium2, where it is installed, in the process that parses."""
 
 from __future__ import annotations
 
 import importlib.util
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from infinipot_llm.documents.clean import one_line
+from infinipot_llm.documents.clean import describe
 
 INSTALL = 'pip install "infinipot-llm[pdfium]"'
 
 _PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
-
-# Some messages quote the bytes that were not understood, at any length.
-_REASON_CHARACTERS = 80
-
-# PDFium itself is not thread-safe.
-_reading = threading.Lock()
-
-
-class PdfiumError(Exception):
-    """PDFium cannot read the file; `needs_password` tells whether that is for want of the right password."""
-
-    def __init__(self, reason: str, *, needs_password: bool = False) -> None:
-        super().__init__(reason)
-        self.needs_password = needs_password
-
-
-@dataclass(frozen=True, slots=True)
-class PdfiumPages:
-    """What PDFium read.
-
-    Attributes:
-        texts: Text by page index, from 0, of the pages that could be read.
-        failures: Reason by page index of those that could not.
-        labels: Printed label of every page of the file ("" for none).
-    """
-
-    texts: dict[int, str]
-    failures: dict[int, str]
-    labels: list[str]
 
 
 def is_installed() -> bool:
@@ -49,43 +18,28 @@ def is_installed() -> bool:
     return importlib.util.find_spec("pypdfium2") is not None
 
 
-def read_pages(data: bytes, *, password: str | None, indexes: Sequence[int] | None = None) -> PdfiumPages:
-    """Read pages with PDFium.
+def read(data: bytes, password: str | None, indexes: Sequence[int] | None, most: int) -> Iterator[dict[str, Any]]:
+    """Read pages; arguments and messages are those of `pypdf_pages.read`."""
+    import pypdfium2
 
-    Args:
-        data: The content of the PDF.
-        password: Its password, or None.
-        indexes: The pages to read, from 0; all of them if left out.
-
-    Raises:
-        PdfiumError: If the file cannot be opened, or pypdfium2 not be used.
-    """
-    with _reading:
-        try:
-            import pypdfium2
-
-            pdf = pypdfium2.PdfDocument(data, password=password)
-        except Exception as error:
-            code = getattr(error, "err_code", None)
-            raise PdfiumError(describe(error), needs_password=code == _PASSWORD_ERROR) from error
-        try:
-            pages = PdfiumPages({}, {}, [pdf.get_page_label(i) for i in range(len(pdf))])
-            for index in range(len(pdf)) if indexes is None else indexes:
-                try:
-                    pages.texts[index] = _page_text(pdf, index)
-                except Exception as error:
-                    pages.failures[index] = describe(error)
-            return pages
-        except Exception as error:
-            raise PdfiumError(describe(error)) from error
-        finally:
-            pdf.close()
-
-
-def describe(error: Exception) -> str:
-    """Name an exception of a PDF library in a few words, on one line: "PdfReadError: EOF marker not found"."""
-    message = one_line(str(error)).rstrip(".")[:_REASON_CHARACTERS].rstrip()
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    try:
+        pdf = pypdfium2.PdfDocument(data, password=password)
+    except pypdfium2.PdfiumError as error:
+        if getattr(error, "err_code", None) != _PASSWORD_ERROR:
+            raise
+        yield {"kind": "locked"}
+        return
+    try:
+        yield {"kind": "opened", "pages": len(pdf)}
+        for index in range(len(pdf)) if indexes is None else indexes:
+            try:
+                text = _page_text(pdf, index)
+                yield {"kind": "page", "index": index, "text": text[:most], "characters": len(text)}
+            except Exception as error:
+                yield {"kind": "lost", "index": index, "reason": describe(error)}
+        yield {"kind": "labels", "labels": [pdf.get_page_label(i) for i in range(len(pdf))]}
+    finally:
+        pdf.close()
 
 
 def _page_text(pdf: Any, index: int) -> str:

@@ -7,9 +7,7 @@ reading again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,22 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from infinipot_llm.answering.answer import Answer, Usage
-from infinipot_llm.answering.citations import Traced, trace
-from infinipot_llm.answering.decode import Decoded, OnText, Sampling, decode
+from infinipot_llm.answering.answer import Answer
+from infinipot_llm.answering.compose import compose
+from infinipot_llm.answering.decode import OnText, Sampling
+from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.config import FOLLOWUPS, PotConfig
 from infinipot_llm.documents import Document, Span
 from infinipot_llm.errors import MemoryFileError, QuestionError
 from infinipot_llm.memory import saved
+from infinipot_llm.memory.asking import check_recall, passages_for, pot_for, usual_prompt
 from infinipot_llm.memory.file import MemoryFile
-from infinipot_llm.memory.recall import Finder, Passage, pot_of_text, question_pot, text_slots
-from infinipot_llm.memory.resources import peak_memory_bytes
+from infinipot_llm.memory.recall import Finder, Passage
 from infinipot_llm.memory.setup import Setup
-from infinipot_llm.memory.shelf import SPAN, Shelf
+from infinipot_llm.memory.shelf import Shelf
 from infinipot_llm.memory.waiting import awaited, awaited_pieces, pieces
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import Pot
-from infinipot_llm.pot.reader import Reader, ReadStats
+from infinipot_llm.pot.reader import ReadStats
 
 if TYPE_CHECKING:
     from infinipot_llm.memory.chat import Chat, Turns
@@ -144,6 +143,7 @@ class DocumentMemory:
         top_p: float = 1.0,
         stop: str | Sequence[str] = (),
         seed: int | None = None,
+        passages: Sequence[Passage] | None = None,
         citations: bool = True,
         on_text: OnText | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -161,6 +161,7 @@ class DocumentMemory:
             top_p: Nucleus, when the temperature is above 0.
             stop: A text, or texts, that end the answer.
             seed: Of the sampling.
+            passages: Answer from these, none being looked for: what `passages` found, or a part of it.
             citations: Whether to look for the passages that the answer rests on (some forward passes more).
             on_text: Given the answer piece by piece.
             cancelled: Asked while waiting for the model and after every token; True ends the answer, with
@@ -169,51 +170,45 @@ class DocumentMemory:
         Raises:
             QuestionError: The question is empty, an option is unknown, or question and answer do not fit.
         """
-        started = time.perf_counter()
         how = self._how(followup)
-        _check_recall(recall)
-        asked, notes = self._asked(how, question, history, max_new_tokens or self.config.max_new_tokens, recall)
+        prompt, limit, notes = usual_prompt(self, how, question, history, max_new_tokens, recall)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        limit = self._limit(how, asked, max_new_tokens)
         sampling = Sampling(limit, temperature, top_p, stops, seed)
-        said = Decoded((), "", "cancelled")
-        traced = Traced((), None)
-        first: list[float] = []
-        recalled = pot_bytes = 0
+        return self.answer(
+            prompt, sampling, followup=how, recall=recall, passages=passages, notes=notes, citations=citations,
+            on_text=on_text, cancelled=cancelled,
+        )  # fmt: skip
 
-        def going() -> bool:
-            first.append(time.perf_counter()) if not first else None
-            return cancelled is not None and cancelled()
+    def answer(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        followup: str | None = None,
+        recall: int | None = None,
+        passages: Sequence[Passage] | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Answer a prompt of one's own making; `ask` makes the usual one.
 
-        seconds = 0.0
-        with self._turn(cancelled) as mine:
-            if mine:
-                pot, passages = self._state(how, question, asked, limit, recall)
-                recalled = sum(p.end - p.start for p in passages)
-                if passages and self.config.recalled == "load":
-                    recalled = pot.length - self.setup.prefix[0].shape[2]
-                codec = self._form.codec
-                said = decode(
-                    self._adapter, codec, pot, asked, sampling,
-                    on_text=on_text, cancelled=going,
-                )  # fmt: skip
-                seconds = time.perf_counter() - started
-                pot_bytes = pot.cache.nbytes()
-                if citations and said.finish_reason != "cancelled":
-                    traced = trace(
-                        self._adapter, pot, self.text, asked, self._visible(said), said.text, question_text=question
-                    )
-        usage = Usage(
-            read=self.stats,
-            question_tokens=len(asked),
-            recalled_tokens=recalled,
-            answer_tokens=len(said.ids),
-            first_token_seconds=first[0] - started if first else seconds,
-            answer_seconds=seconds,
-            peak_memory_bytes=peak_memory_bytes(self._adapter.device),
-            pot_bytes=pot_bytes,
-        )
-        return Answer(said.text, traced.citations, said.finish_reason, usage, traced.supported, tuple(notes))
+        Args:
+            prompt: What is asked. What stands before the document counts only where the documents' text is read:
+                with "recall" and "reread".
+            sampling: How to decode.
+            followup: As in `ask`.
+            recall: As in `ask`.
+            passages: As in `ask`.
+            **options: Those of answering.compose.compose.
+
+        Raises:
+            QuestionError: An option is unknown, or prompt and answer do not fit.
+        """
+        how = self._how(followup)
+        check_recall(recall)
+        return compose(
+            self._adapter, self._form.codec, self.text, self.stats, prompt,
+            lambda: pot_for(self, how, prompt, sampling.max_new_tokens, recall, passages), sampling, **options,
+        )  # fmt: skip
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
         """Yield the answer piece by piece, without citations; takes the options of `ask`.
@@ -236,6 +231,18 @@ class DocumentMemory:
 
         return Chat(self)
 
+    def passages(
+        self, question: str, *, history: Turns = (), recall: int | None = None, max_new_tokens: int | None = None
+    ) -> list[Passage]:
+        """Return what `ask` would answer from, in document order; takes its options.
+
+        Raises:
+            QuestionError: The question is empty or too long, or the memory has no shelf.
+        """
+        prompt, limit, _ = usual_prompt(self, self._how("recall"), question, history, max_new_tokens, recall)
+        with self._adapter.lock:
+            return passages_for(self, prompt, limit, recall)
+
     def recall(self, question: str, tokens: int | None = None) -> list[tuple[Span, float]]:
         """Return the passages that a question brings back, best first, without answering it.
 
@@ -247,14 +254,18 @@ class DocumentMemory:
             QuestionError: The question is empty, or the memory has no shelf.
         """
         self._how("recall")
-        _check_recall(tokens)
+        check_recall(tokens)
         with self._adapter.lock:
             passages = self.finder.find(self._form.question(question), question, tokens or self.config.recall)
+        return sorted(self.spans(passages), key=lambda found: -found[1])
+
+    def spans(self, passages: Sequence[Passage]) -> list[tuple[Span, float]]:
+        """Return the text, page and score of passages, cut at the borders of documents."""
         found = []
         for passage in passages:
             for start, end in self.text.per_document(passage.start, passage.end):
                 found.append((self.text.span(start, end), passage.score))
-        return sorted(found, key=lambda f: -f[1])
+        return found
 
     def fork(self) -> DocumentMemory:
         """Return a memory of its own that shares everything that was read."""
@@ -297,82 +308,3 @@ class DocumentMemory:
                 raise QuestionError("this memory was read without a shelf: ask with followup='reuse' or 'reread'.")
             return "reuse"
         return how
-
-    def _asked(
-        self, how: str, question: str, history: Turns, limit: int, recall: int | None
-    ) -> tuple[list[int], list[str]]:
-        """Return the tokens behind the document, and what the answer has to say about the turns left out."""
-        turns = list(history)
-        if how == "reuse":
-            room = self.pot.budget - self.pot.length - limit
-        else:
-            room = self.config.budget - self.setup.prefix[0].shape[2] - limit
-            room -= min(recall or self.config.recall, room // 2)
-        asked = self._form.conversation(turns, question)
-        while turns and len(asked) > room:
-            turns = turns[1:]
-            asked = self._form.conversation(turns, question)
-        dropped = len(history) - len(turns)
-        if not dropped:
-            return asked, []
-        left_out = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
-        return asked, [f"{dropped} earlier {left_out} left out."]
-
-    def _limit(self, how: str, asked: Sequence[int], max_new_tokens: int | None) -> int:
-        """Return how long the answer may get: a question longer than expected leaves less."""
-        if max_new_tokens is not None:
-            return max_new_tokens
-        free = self.config.budget - len(asked)
-        free -= self.pot.length if how == "reuse" else self.setup.prefix[0].shape[2] + SPAN
-        return max(1, min(self.config.max_new_tokens, free))
-
-    def _state(
-        self, how: str, question: str, asked: list[int], limit: int, recall: int | None
-    ) -> tuple[Pot, list[Passage]]:
-        """Return the pot to decode over."""
-        if how == "reuse":
-            return self.pot, []
-        if how == "reread":
-            reader = Reader(self._adapter, self.config)
-            return reader.read(self.text, self._form.prefix, [asked], len(asked) + limit)[0], []
-        prefix = self.setup.prefix[0].shape[2]
-        room = self.config.budget - prefix - len(asked) - limit
-        if room < 1:
-            raise QuestionError(
-                f"question ({len(asked)} tokens) and answer ({limit}) leave no room for the document in a budget of "
-                f"{self.config.budget}: ask more briefly, lower max_new_tokens, or raise the budget."
-            )
-        passages = self.finder.find(asked, question, min(recall or self.config.recall, room))
-        if self.config.recalled == "read":
-            while text_slots(self.setup, passages) > room:  # what stands between passages may not fit any more
-                passages = sorted(passages, key=lambda p: -p.score)[:-1]
-                passages.sort(key=lambda p: p.start)
-            slots = prefix + text_slots(self.setup, passages) + len(asked) + limit
-            return pot_of_text(self.setup, self.text, passages, slots), passages
-        rows = (self.finder.shelf.rows_of(p.start, p.end) for p in passages)  # a bounded shelf holds parts of spans
-        tokens = sum(b - a for a, b in rows)
-        slots = prefix + tokens + len(asked) + limit
-        return question_pot(self._adapter, self.setup.prefix, self.finder.shelf, passages, slots), passages
-
-    @contextmanager
-    def _turn(self, cancelled: Callable[[], bool] | None) -> Iterator[bool]:
-        """Wait for the model; yields False when the caller went away before it was free."""
-        while not self._adapter.lock.acquire(timeout=0.1):
-            if cancelled is not None and cancelled():
-                yield False
-                return
-        try:
-            yield True
-        finally:
-            self._adapter.lock.release()
-
-    def _visible(self, said: Decoded) -> list[int]:
-        """Return the answer's tokens without control tokens, which rest on nothing."""
-        special = set(self._form.codec.tokenizer.all_special_ids)
-        return [i for i in said.ids if i not in special]
-
-
-def _check_recall(tokens: int | None) -> None:
-    """Refuse to recall less than a token."""
-    if tokens is not None and tokens < 1:
-        raise QuestionError(f"{tokens} tokens cannot be recalled: give recall a whole number of at least 1.")

@@ -8,9 +8,10 @@ Shapes: `n` retrieval heads, `M` spans, `R` rows of the shelf.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infinipot_llm.memory.scoring import queries, span_scores
-from infinipot_llm.memory.setup import Setup
+from infinipot_llm.memory.setup import GAP, Setup
 from infinipot_llm.memory.shelf import Shelf
 from infinipot_llm.memory.spans import Spans, cut
 from infinipot_llm.memory.words import Words
-from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import PREFIX, Pot
 
@@ -151,7 +151,9 @@ def fill(spans: Spans, cuts: NDArray[np.int64], scores: Tensor, budget: int) -> 
     return passages
 
 
-def pot_of_text(setup: Setup, text: TokenizedText, passages: Sequence[Passage], slots: int) -> Pot:
+def pot_of_text(
+    setup: Setup, text: TokenizedText, passages: Sequence[Passage], slots: int, before: Sequence[int] | None = None
+) -> Pot:
     """Fill a pot with a prompt's prefix and the text of passages, read as if they were the whole document.
 
     Args:
@@ -159,53 +161,72 @@ def pot_of_text(setup: Setup, text: TokenizedText, passages: Sequence[Passage], 
         text: What the passages are of.
         passages: What to read, in document order.
         slots: Slots of the pot; `text_slots` says what the passages take.
+        before: Tokens of the prompt before the document; None: those of the model's usual prompt.
     """
+    ids = list(setup.form.prefix if before is None else before)
+    origin = [PREFIX] * len(ids)
     pot = Pot(setup.adapter, slots)
-    keys, values = setup.prefix
-    pot.place(keys, values, torch.full((keys.shape[2],), PREFIX))
-    pot.pinned = pot.length
-    gap = setup.gap
-    ids: list[int] = []
-    origin: list[int] = []
-    for number, passage in enumerate(passages):
-        if number:
-            ids += gap
-            origin += [PREFIX] * len(gap)
-        ids += text.ids[passage.start : passage.end].tolist()
-        origin += range(passage.start, passage.end)
-    for start in range(0, len(ids), setup.config.chunk):
-        part = slice(start, start + setup.config.chunk)
-        setup.adapter.forward(torch.tensor(ids[part], dtype=torch.long), pot.cache)
-        pot.record(torch.tensor(origin[part]))
+    pot.pinned = len(ids)
+    for between, start, end in _pieces(setup, text, passages):
+        ids += [*between, *text.ids[start:end].tolist()]
+        origin += [*[PREFIX] * len(between), *range(start, end)]
+    _forward(setup, pot, ids, origin)
     return pot
 
 
-def text_slots(setup: Setup, passages: Sequence[Passage]) -> int:
+def text_slots(setup: Setup, text: TokenizedText, passages: Sequence[Passage]) -> int:
     """Return the slots that passages and what stands between them take when they are read as text."""
-    return sum(p.end - p.start for p in passages) + max(0, len(passages) - 1) * len(setup.gap)
+    return sum(len(between) + end - start for between, start, end in _pieces(setup, text, passages))
+
+
+def _pieces(setup: Setup, text: TokenizedText, passages: Sequence[Passage]) -> Iterator[tuple[list[int], int, int]]:
+    """Yield the token ranges of passages, none across a border of documents, and what stands before each.
+
+    That is a gap where text was left out, and the name of the document where there are several and another one begins.
+    """
+    behind = shown = -1
+    for passage in passages:
+        borders = (int(f) for f in text.first if passage.start < f < passage.end)
+        for start, end in pairwise((passage.start, *borders, passage.end)):
+            number = text.document_of(start)
+            tells_name = start == text.first[number] and text.starts[start] == text.ends[start]  # a header's token
+            if len(text.documents) > 1 and number != shown and not tells_name:
+                between = setup.form.codec.untrusted(f"{'' if behind < 0 else GAP}{text.documents[number].name}:\n")
+            else:
+                between = [] if behind in (-1, start) else setup.gap
+            yield between, start, end
+            behind, shown = end, number
 
 
 def question_pot(
-    adapter: Adapter, prefix: tuple[Tensor, Tensor], shelf: Shelf, passages: Sequence[Passage], slots: int
+    setup: Setup, shelf: Shelf, passages: Sequence[Passage], slots: int, before: Sequence[int] | None = None
 ) -> Pot:
     """Fill a pot with a prompt's prefix and passages from the shelf, in document order.
 
     Args:
-        adapter: The model.
-        prefix: Un-rotated keys and values [L, K, tokens, D] of the prefix.
+        setup: The model.
         shelf: Where the passages are.
         passages: What to place, in document order.
         slots: Slots of the pot; question and answer must fit into what the passages leave.
+        before: Tokens of the prompt before the document; None: those of the model's usual prompt.
     """
-    pot = Pot(adapter, slots)
-    keys, values = prefix
-    pot.place(keys, values, torch.full((keys.shape[2],), PREFIX))
-    pot.pinned = pot.length
+    ids = list(setup.form.prefix if before is None else before)
+    pot = Pot(setup.adapter, slots)
+    pot.pinned = len(ids)
+    _forward(setup, pot, ids, [PREFIX] * len(ids))
     for passage in passages:
         a, b = shelf.rows_of(passage.start, passage.end)
         if a < b:
             pot.place(*shelf.load(a, b), torch.from_numpy(shelf.tokens[a:b]))
     return pot
+
+
+def _forward(setup: Setup, pot: Pot, ids: Sequence[int], origin: Sequence[int]) -> None:
+    """Forward tokens over a pot, and note where each comes from."""
+    for start in range(0, len(ids), setup.config.chunk):
+        part = slice(start, start + setup.config.chunk)
+        setup.adapter.forward(torch.tensor(ids[part], dtype=torch.long), pot.cache)
+        pot.record(torch.tensor(origin[part]))
 
 
 def standard(scores: Tensor) -> Tensor:

@@ -133,5 +133,7 @@ def _copy(adapter: Adapter, pot: Pot, budget: int) -> Pot:
     fresh = Pot(adapter, budget)
     keys, values = pot.newest(pot.length)
     fresh.place(keys, values, pot.origin, pot.novelty)
+    if (recent := pot.recent()) is not None:
+        fresh.hold_recent(recent)
     fresh.pinned = pot.pinned
     return fresh

@@ -1,8 +1,10 @@
 """What of a memory goes into its file, and back: beside the shelf the tokens, the documents, and the pot.
 
 The pot is stored as row numbers: every slot holds what the shelf holds of the same token, so that a list of tokens per
-layer and head is enough. Only where the shelf is bounded or off are the pot's own keys and values stored.
-Shapes: `L` layers, `K` KV heads, `S` slots, `P` slots of the prompt's prefix, `D` head dim.
+layer and head is enough. Only where the shelf is bounded or off are the pot's own keys and values stored, and
+always those of sliding layers, which are not on the shelf.
+Shapes: `L` layers with slots, `K` KV heads, `S` slots, `P` slots of the prompt's prefix, `D` head dim, `A` sliding
+layers, `n` tokens that they hold.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from infinipot_llm.memory.shelf import MEAN, ROWS, SCORING, SPREAD, TOKENS, Segm
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from infinipot_llm.models.text import TokenizedText
-from infinipot_llm.pot.pot import PREFIX, Pot
+from infinipot_llm.pot.pot import PREFIX, Pot, Recent
 from infinipot_llm.pot.reader import ReadStats
 
 if TYPE_CHECKING:
@@ -337,8 +339,15 @@ def _check_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, tokens: in
     if type(whole) is not bool or (whole and (rows != tokens or not setup.layout.whole)):
         raise ValueError("whole_shelf")
     if not whole:
-        file.expect("pot.rows", np.uint8, (S - P, Packing(8, 2 * L * K, D).row_bytes))
-        _check_normal(file, "pot.mean", "pot.spread", (2 * L * K, D))
+        _check_states(file, "pot", (L, K, S - P, D))
+    if A := len(adapter.windows) - L:
+        reach = min(max(w for w in adapter.windows if w), setup.config.budget) - 1
+        n = file.shape("recent.origin")[-1]
+        file.expect("recent.origin", np.int32, (n,))
+        recent = file.rows("recent.origin")
+        if n != min(reach, P + tokens) or recent.min(initial=0) < PREFIX or recent.max(initial=0) >= tokens:
+            raise ValueError("recent")
+        _check_states(file, "recent", (A, K, n, D))
 
 
 def write_pot(draft: Draft, pot: Pot, prefix: int, whole_shelf: bool) -> dict[str, Any]:
@@ -346,16 +355,16 @@ def write_pot(draft: Draft, pot: Pot, prefix: int, whole_shelf: bool) -> dict[st
 
     Writes pot.origin [L, K, S] int32 and pot.novelty [L, K, S] float16, and where the shelf does not hold everything,
     pot.rows [S - P, bytes] with pot.mean and pot.spread [2 * L * K, D] float32: slots packed as the shelf packs tokens.
+    Where there are sliding layers recent.origin [n] int32, and recent.rows [n, bytes], recent.mean and recent.spread
+    [2 * A * K, D] likewise.
     """
     draft.add("pot.origin", pot.origin.cpu().numpy())
     draft.add("pot.novelty", pot.novelty.clamp(0, 6e4).cpu().numpy().astype(np.float16))
     if not whole_shelf:
-        keys, values = pot.newest(pot.length - prefix)  # [L, K, S - P, D]
-        states = torch.cat([keys.flatten(0, 1), values.flatten(0, 1)]).transpose(0, 1)
-        normal = Normal.of(states)
-        draft.add("pot.rows", Packing(8, states.shape[1], states.shape[2]).encode(normal.take_out(states)).numpy())
-        draft.add("pot.mean", normal.mean.cpu().numpy())
-        draft.add("pot.spread", normal.spread.cpu().numpy())
+        _write_states(draft, "pot", *pot.newest(pot.length - prefix))  # [L, K, S - P, D]
+    if (recent := pot.recent()) is not None:
+        draft.add("recent.origin", recent.origin.cpu().numpy())
+        _write_states(draft, "recent", recent.keys, recent.values)
     return {"pinned": pot.pinned, "whole_shelf": whole_shelf}
 
 
@@ -372,7 +381,7 @@ def read_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, shelf: Shelf
     novelty = torch.from_numpy(file.rows("pot.novelty").astype(np.float32)).to(device)
     P, D = prefix[0].shape[2], prefix[0].shape[3]
     L, K, S = origin.shape
-    if novelty.shape != origin.shape or not P <= S <= budget or tuple(prefix[0].shape[:2]) != (L, K):
+    if novelty.shape != origin.shape or not P <= S <= budget or (adapter.layers, prefix[0].shape[1]) != (L, K):
         raise damaged
     pot = Pot(adapter, budget)
     pot.place(*prefix, torch.full((P,), PREFIX))
@@ -396,13 +405,45 @@ def read_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, shelf: Shelf
             if not bool(missing.all()):
                 raise damaged
         else:
-            rows = torch.from_numpy(file.rows("pot.rows")).to(device)
-            packing = Packing(8, 2 * L * K, D)
-            if tuple(rows.shape) != (S - P, packing.row_bytes):
+            if tuple(file.shape("pot.rows")) != (S - P, Packing(8, 2 * L * K, D).row_bytes):
                 raise damaged
-            normal = Normal(*(torch.from_numpy(file.rows(name)).to(device) for name in ("pot.mean", "pot.spread")))
-            both = normal.put_back(packing.decode(rows)).transpose(0, 1).reshape(2, L, K, S - P, D)
-            keys, values = both[0], both[1]
+            keys, values = _read_states(file, "pot", (L, K, S - P, D), device)
         pot.place(keys, values, held, novelty[:, :, P:])
+    if A := len(pot.cache.sliding):
+        recent = torch.from_numpy(file.rows("recent.origin")).to(device)
+        pot.hold_recent(Recent(*_read_states(file, "recent", (A, K, len(recent), D), device), recent))
     pot.pinned = min(int(about["pinned"]), S)
     return pot
+
+
+def _write_states(draft: Draft, name: str, keys: Tensor, values: Tensor) -> None:
+    """Write keys and values [layers, K, n, D], packed: NAME.rows [n, bytes], NAME.mean and NAME.spread."""
+    states = torch.cat([keys.flatten(0, 1), values.flatten(0, 1)]).transpose(0, 1)  # [n, 2 * layers * K, D]
+    normal = Normal.of(states)
+    draft.add(f"{name}.rows", Packing(8, states.shape[1], states.shape[2]).encode(normal.take_out(states)).numpy())
+    draft.add(f"{name}.mean", normal.mean.cpu().numpy())
+    draft.add(f"{name}.spread", normal.spread.cpu().numpy())
+
+
+def _read_states(
+    file: MemoryFile, name: str, shape: tuple[int, int, int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Read what `_write_states` wrote, [layers, K, n, D] float32 each."""
+    layers, K, n, D = shape
+    rows = torch.from_numpy(file.rows(f"{name}.rows")).to(device)
+    normal = Normal(*(torch.from_numpy(file.rows(f"{name}.{part}")).to(device) for part in ("mean", "spread")))
+    states = normal.put_back(Packing(8, 2 * layers * K, D).decode(rows))
+    both = states.transpose(0, 1).reshape(2, layers, K, n, D)
+    return both[0], both[1]
+
+
+def _check_states(file: MemoryFile, name: str, shape: tuple[int, int, int, int]) -> None:
+    """Refuse states that `_read_states` could not read.
+
+    Raises:
+        MemoryFileError: They do not fit.
+        ValueError: They do not fit.
+    """
+    layers, K, n, D = shape
+    file.expect(f"{name}.rows", np.uint8, (n, Packing(8, 2 * layers * K, D).row_bytes))
+    _check_normal(file, f"{name}.mean", f"{name}.spread", (2 * layers * K, D))

@@ -96,17 +96,14 @@ def attention(shelf: Shelf, asked: Queries, cuts: NDArray[np.int64] | None = Non
         asked: By what.
         cuts: Rows at which blocks may end, increasing, 0 and R among them; None: anywhere.
     """
-    spread, mean = shelf.scoring_normal()  # [scoring keys, D] each
     keys = list(asked.keys)
-    states = asked.states * spread[keys][:, None]  # packed keys have their spread taken out, so it goes into the query
-    constant = (asked.states * mean[keys][:, None]).sum(dim=2, keepdim=True)  # [n, Q, 1]
-    denominators = states.new_full(states.shape[:2], -torch.inf)  # [n, Q]
+    denominators = asked.states.new_full(asked.states.shape[:2], -torch.inf)  # [n, Q]
     blocks = list(_blocks(len(shelf), cuts))
     for start, stop in blocks:
-        logits = states @ shelf.scoring_keys(start, stop)[:, keys].permute(1, 2, 0) + constant  # [n, Q, rows]
+        logits = asked.states @ shelf.scoring_keys(start, stop)[:, keys].permute(1, 2, 0)  # [n, Q, rows]
         denominators = torch.logaddexp(denominators, logits.logsumexp(dim=2))
     for start, stop in blocks:
-        logits = states @ shelf.scoring_keys(start, stop)[:, keys].permute(1, 2, 0) + constant
+        logits = asked.states @ shelf.scoring_keys(start, stop)[:, keys].permute(1, 2, 0)
         yield start, (logits - denominators[..., None]).exp_().mean(dim=1)
 
 

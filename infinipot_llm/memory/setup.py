@@ -10,11 +10,14 @@ from torch import Tensor
 
 from infinipot_llm.answering.prompt import PromptForm
 from infinipot_llm.config import PotConfig
-from infinipot_llm.errors import StoreError
+from infinipot_llm.errors import BudgetError, StoreError
 from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.layout import Layout
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.pot.pot import PREFIX, Pot
+
+GAP = "\n...\n"
+"""What stands between two passages that do not follow one another."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,34 @@ class Setup:
     config: PotConfig
     model: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what this model cannot do.
+
+        Raises:
+            BudgetError: Passages are to be loaded, and some layers hold no slots.
+        """
+        if self.config.recalled == "load" and any(self.adapter.windows):
+            raise BudgetError(
+                "passages cannot be loaded for this model, whose sliding layers are not on the shelf: "
+                "choose recalled='read'."
+            )
+
     @cached_property
     def prefix(self) -> tuple[Tensor, Tensor]:
-        """Un-rotated keys and values [L, K, tokens, D] of the prompt's prefix."""
+        """Un-rotated keys and values [L, K, tokens, D] of the prompt's prefix, sliding layers behind the others."""
         ids = self.form.prefix or (0,)  # no prefix: something must be forwarded to have tensors of the right shape
         with self.adapter.lock:
             pot = Pot(self.adapter, len(ids))
             self.adapter.forward(torch.tensor(ids, dtype=torch.long), pot.cache)
             pot.record(torch.full((len(ids),), PREFIX))
-            keys, values = pot.newest(len(ids))
+            keys, values = pot.newest(len(ids), sliding=True)
         count = len(self.form.prefix)
         return keys[:, :, :count], values[:, :, :count]
 
     @cached_property
     def gap(self) -> list[int]:
-        """Tokens that stand between two passages that do not follow one another."""
-        return self.form.codec.untrusted("\n...\n")
+        """The tokens of GAP."""
+        return self.form.codec.untrusted(GAP)
 
     @property
     def query_heads(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -177,10 +178,10 @@ class _Spans:
 
 
 class Segment:
-    """The shelf of one memory file; the shelf of an extended memory has several.
+    """The shelf of one memory file; the shelf of an extended memory, or of several joined ones, has several.
 
     Attributes:
-        normal: What was taken out of keys and values before packing; the same in all segments of a shelf.
+        normal: What was taken out of keys and values before packing; the same in all segments of an extended memory.
         tokens: [R] int32, index of each row's token in the whole text, increasing.
     """
 
@@ -194,10 +195,17 @@ class Segment:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def moved(self, by: int) -> Segment:
+        """Return the same segment as part of a text in which its tokens come `by` later."""
+        segment = copy(self)
+        segment.tokens = self.tokens + np.int32(by)
+        return segment
+
     def scoring_keys(self, start: int, stop: int) -> Tensor:
-        """Read the scoring keys of some rows, [rows, n, D] float32, mean and spread still taken out."""
+        """Read the scoring keys of some rows, [rows, n, D] float32, un-rotated."""
+        chosen = list(self.layout.scoring)
         rows = torch.from_numpy(self.file.rows(SCORING, start, stop)).to(self._device)
-        return self.layout.scoring_packing.decode(rows)
+        return self.layout.scoring_packing.decode(rows) * self.normal.spread[chosen] + self.normal.mean[chosen]
 
     def load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Read un-rotated keys and values of the rows start .. stop - 1, [L, K, rows, D] float32 each."""
@@ -227,13 +235,8 @@ class Shelf:
         a, b = np.searchsorted(self.tokens, (start, stop))
         return int(a), int(b)
 
-    def scoring_normal(self) -> tuple[Tensor, Tensor]:
-        """Return spread and mean [n, D] float32 that were taken out of the scoring keys."""
-        chosen = list(self.segments[0].layout.scoring)
-        return self.normal.spread[chosen], self.normal.mean[chosen]
-
     def scoring_keys(self, start: int, stop: int) -> Tensor:
-        """Read the scoring keys of the rows start .. stop - 1, [rows, n, D] float32, mean and spread taken out."""
+        """Read the scoring keys of the rows start .. stop - 1, [rows, n, D] float32, un-rotated."""
         return torch.cat([segment.scoring_keys(a, b) for segment, a, b in self._parts(start, stop)])
 
     def load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -6,35 +6,58 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 Ask = Callable[..., T]
 """What answers: called with `cancelled` (asked whether to stop) and, for pieces, `on_text` (given each of them)."""
 
 
-def pieces(ask: Ask[Any]) -> Iterator[str]:
-    """Yield an answer piece by piece; an error there is raised here, and leaving the loop ends the decoding."""
-    said: queue.Queue[str | BaseException | None] = queue.Queue()
+@dataclass(frozen=True, slots=True)
+class _End(Generic[T]):
+    """How an answer ended: with its value, or an error."""
+
+    value: T | None = None
+    error: BaseException | None = None
+
+
+def pieces_and_value(ask: Ask[T]) -> Iterator[str | T]:
+    """Yield an answer piece by piece, and last what `ask` returned.
+
+    An error there is raised here, and leaving the loop ends the decoding.
+    """
+    said: queue.Queue[str | _End[T]] = queue.Queue()
     gone = threading.Event()
 
     def work() -> None:
         try:
-            ask(on_text=said.put, cancelled=gone.is_set)
-            said.put(None)
+            said.put(_End(ask(on_text=said.put, cancelled=gone.is_set)))
         except BaseException as error:  # it must reach the caller, whatever it is
-            said.put(error)
+            said.put(_End(error=error))
 
     worker = threading.Thread(target=work, name="infinipot-answer", daemon=True)
     worker.start()
     try:
-        while (piece := said.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
+        while isinstance(piece := said.get(), str):
             yield piece
+        if piece.error is not None:
+            raise piece.error
+        yield piece.value  # type: ignore[misc]
     finally:
         gone.set()
         worker.join()
+
+
+def pieces(ask: Ask[Any]) -> Iterator[str]:
+    """Yield an answer piece by piece; an error there is raised here, and leaving the loop ends the decoding."""
+    both = pieces_and_value(ask)
+    try:
+        for piece in both:
+            if isinstance(piece, str):
+                yield piece
+    finally:
+        both.close()  # type: ignore[attr-defined]
 
 
 async def awaited(ask: Ask[T]) -> T:
@@ -46,8 +69,8 @@ async def awaited(ask: Ask[T]) -> T:
         gone.set()
 
 
-async def awaited_pieces(ask: Ask[Any]) -> AsyncIterator[str]:
-    """Yield an answer piece by piece; leaving the loop ends the decoding."""
+async def awaited_pieces_and_value(ask: Ask[T]) -> AsyncIterator[str | T]:
+    """Yield an answer piece by piece, and last what `ask` returned; leaving the loop ends the decoding."""
     loop = asyncio.get_running_loop()
     said: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -59,6 +82,17 @@ async def awaited_pieces(ask: Ask[Any]) -> AsyncIterator[str]:
     try:
         while (piece := await said.get()) is not None:
             yield piece
-        await task
+        yield await task
     finally:
         task.cancel()
+
+
+async def awaited_pieces(ask: Ask[Any]) -> AsyncIterator[str]:
+    """Yield an answer piece by piece; leaving the loop ends the decoding."""
+    both = awaited_pieces_and_value(ask)
+    try:
+        async for piece in both:
+            if isinstance(piece, str):
+                yield piece
+    finally:
+        await both.aclose()  # type: ignore[attr-defined]

@@ -6,18 +6,14 @@ The seam, per model and removable (nothing is patched, no modeling code is copie
    un-rotated, and hands the cache on to the attention function;
 2. the registered attention function (attention.py) rotates queries, the cache (slots.py) rotates keys, each by slot.
 
-`self_check` compares the seam with the plain model at load, so that a family whose attention does something the seam
-does not know (capped logits, normalisation after rotation, ...) is refused and never answers wrongly.
-Shapes: `C` new tokens, `V` vocabulary, `E` hidden size, `S` slots.
+`self_check` compares the seam with the plain model at load (check.py), so that a family whose attention does something
+the seam does not know is refused and never answers wrongly.
+Shapes: `L` layers with slots, `C` new tokens, `V` vocabulary, `E` hidden size, `S` slots.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
 import threading
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,12 +23,10 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from infinipot_llm.errors import BudgetError, ModelError
 from infinipot_llm.models import attention
-from infinipot_llm.models.rotation import Apply, Rotation
+from infinipot_llm.models.check import self_check
+from infinipot_llm.models.layers import Layers, apply_function
+from infinipot_llm.models.rotation import Rotation
 from infinipot_llm.models.slots import SlotCache
-
-SELF_CHECK_TOKENS = 64
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest accepted difference of logits, as a share of the largest logit; no rotation at all differs by far more."""
 
 
 class Adapter:
@@ -41,7 +35,12 @@ class Adapter:
     Attributes:
         model: The model. Outside this class only `generate` is called on it (answering/decode.py).
         lock: Held while the model reads or answers: the seam and the tokenizer are shared by all threads.
-        window: Trained context window in tokens; slots are positions, so no pot may be larger.
+        layers: L, the layers that hold slots: all, or where some layers slide and some do not, those that do not.
+        windows: Of every layer of the model: how many tokens it sees where it slides and holds no slots, else None.
+        all_slide: Whether all layers slide. Then there is nothing to distil for, and a budget ends at their window.
+        rotates: Of every layer of the model: whether it has rotary positions.
+        trained: Positions that the model was trained on.
+        window: Most slots of a pot. Slots are positions, so they are bounded by the trained context window.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -54,16 +53,25 @@ class Adapter:
             raise ModelError("this model already reads through slots: close() the other InfiniPot first, or share it.")
         self.model = model.eval()
         self.lock = threading.RLock()
-        self.config = model.config.get_text_config(decoder=True)
-        self.family = str(getattr(self.config, "model_type", "unknown"))
-        self.backbone, self.attentions = _find_attention(model, self.family)
+        known = Layers(model)
+        self._layers = known
+        self.config, self.family, self.trained = known.config, known.family, known.trained
+        self.backbone, self.attentions = known.backbone, known.modules
         self.head = model.get_output_embeddings()
-        self.window = int(getattr(self.config, "max_position_embeddings", 0) or sys.maxsize)
-        self.layers = len(self.attentions)
-        self._sliding = [w for w in map(self._window_of, self.attentions) if w]
+        sliding = [window for window in known.reach if window]
+        self.all_slide = len(sliding) == len(known.reach)
+        self.windows = (None,) * len(sliding) if self.all_slide else tuple(known.reach)
+        self.layers = self.windows.count(None)
+        self._taken = 0 if self.all_slide or not sliding else sliding[0] - 1  # positions of a window's tokens before
+        self.window = sliding[0] if self.all_slide else self.trained - self._taken
         self._before = str(model.config._attn_implementation or "eager")
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.open()
+        try:
+            self.rotates = known.which_rotate()
+        except ModelError:
+            self.close()
+            raise
 
     @property
     def device(self) -> torch.device:
@@ -111,35 +119,42 @@ class Adapter:
         """Refuse a budget that this model cannot position.
 
         Raises:
-            BudgetError: The budget is beyond the trained window, or beyond a sliding window of its layers.
+            BudgetError: The budget is beyond the trained window, or beyond the sliding window that all layers have.
         """
-        if budget > self.window:
+        if budget <= self.window:
+            return
+        if self._taken:
             raise BudgetError(
-                f"a budget of {budget} is beyond the {self.window} positions this model was trained on: "
+                f"a budget of {budget} is too large for this model: it was trained on {self.trained} positions, and "
+                f"its sliding layers need {self._taken} of them: choose a budget of at most {self.window}."
+            )
+        if self.all_slide:
+            raise BudgetError(
+                f"all layers of this model see only {self.window} tokens back: "
                 f"choose a budget of at most {self.window}."
             )
-        if self._sliding and budget > min(self._sliding):
-            raise BudgetError(
-                f"layers of this model see only {min(self._sliding)} tokens back: "
-                f"choose a budget of at most {min(self._sliding)}."
-            )
+        raise BudgetError(
+            f"a budget of {budget} is beyond the {self.window} positions this model was trained on: "
+            f"choose a budget of at most {self.window}."
+        )
 
     def new_cache(self, slots: int) -> SlotCache:
-        """Return an empty cache of `slots` slots in every layer."""
+        """Return an empty cache of `slots` slots in every layer; a window holds no more tokens than that either."""
         self.check_budget(slots)
-        return SlotCache(slots, self.rotations(slots))
+        return SlotCache(slots, self.rotations(slots), [w and min(w, slots) for w in self.windows])
 
     def rotations(self, slots: int) -> list[Rotation]:
-        """Build the rotary tables of every layer for the positions 0 .. slots - 1, in float32."""
-        tables: dict[Any, tuple[Tensor, Tensor]] = {}
+        """Build the rotary tables of every layer of the model, in float32.
+
+        They hold the positions 0 .. slots - 1; in a layer with a window those of as many new tokens behind it.
+        """
+        tables: dict[tuple[Any, int], tuple[Tensor, Tensor]] = {}
         found = []
-        kinds = getattr(self.config, "layer_types", None)
-        for module in self.attentions:
-            kind = kinds[module.layer_idx] if kinds else None
-            if kind not in tables:
-                tables[kind] = self._table(slots, kind)
-            rotates = bool(getattr(module, "use_rope", True))  # SmolLM3 leaves every fourth layer without positions
-            found.append(Rotation(*tables[kind], apply=_apply_function(module) if rotates else None))
+        for module, window, rotates in zip(self.attentions, self.windows, self.rotates, strict=True):
+            key = self._layers.kind(module), slots + (min(window, slots) - 1 if window else 0)
+            if key not in tables:
+                tables[key] = self._layers.table(*key)
+            found.append(Rotation(*tables[key], apply=apply_function(module) if rotates else None))
         return found
 
     def forward(self, ids: Tensor, cache: SlotCache) -> Tensor:
@@ -168,63 +183,12 @@ class Adapter:
         return logits if scale == 1.0 else logits * scale
 
     def self_check(self) -> float:
-        """Compare the seam, in uneven chunks, with the plain model on the same tokens.
-
-        Returns:
-            Largest difference of logits, as a share of the largest logit.
+        """Compare the seam with the plain model; see check.py.
 
         Raises:
-            ModelError: The difference is beyond the tolerance of the model's dtype.
+            ModelError: They differ.
         """
-        tokens = min(SELF_CHECK_TOKENS, self.window)
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, self.vocabulary, (tokens,), generator=generator)
-        bounds = [0, tokens // 2, tokens // 2 + 1, tokens]
-        with self.lock, torch.no_grad():
-            self.close()
-            plain = self.model(input_ids=ids[None].to(self.device), use_cache=False).logits[0].to(torch.float32)
-            self.open()
-            if not bool(plain.isfinite().all()):
-                self.close()
-                raise ModelError(
-                    f"this model's logits are not finite in {self.dtype} on {self.device}: choose another --dtype, "
-                    "float32 for example, or fetch the model again."
-                )
-            try:
-                cache = self.new_cache(tokens)
-                ours = self.logits(torch.cat([self.forward(ids[a:b], cache) for a, b in pairwise(bounds) if b > a]))
-            except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
-                self.close()  # a family with shapes or calls of its own
-                raise ModelError(
-                    f"the architecture {self.family!r} is not supported: its attention cannot be read through slots "
-                    f"({type(error).__name__}); choose a Llama, Qwen2 or Qwen3 model."
-                ) from error
-        difference = float((ours - plain).abs().max() / plain.abs().max())
-        if not difference <= TOLERANCE.get(self.dtype, 1e-1):
-            self.close()
-            raise ModelError(
-                f"the architecture {self.family!r} is not supported: read through slots, its logits differ from the "
-                f"plain model's by {difference:.1e} of the largest; choose a Llama, Qwen2 or Qwen3 model."
-            )
-        return difference
-
-    def _window_of(self, module: Any) -> int | None:
-        """Return how many tokens back a layer sees, None for all. Some families note it on the layer, some do not."""
-        if hasattr(module, "sliding_window"):
-            return module.sliding_window
-        kinds = getattr(self.config, "layer_types", None)
-        if kinds is not None and kinds[module.layer_idx] != "sliding_attention":
-            return None
-        return getattr(self.config, "sliding_window", None)
-
-    def _table(self, slots: int, kind: str | None) -> tuple[Tensor, Tensor]:
-        """Ask the model's own rotary embedding for cos and sin, [1, slots, R] in float32."""
-        rotary: Any = self.backbone.rotary_emb
-        positions = torch.arange(slots, device=self.device)[None]
-        probe = torch.zeros(1, device=self.device, dtype=torch.float32)  # its dtype is that of the tables
-        takes_kind = "layer_type" in inspect.signature(rotary.forward).parameters
-        cos, sin = rotary(probe, positions, kind) if takes_kind else rotary(probe, positions)
-        return cos.to(torch.float32), sin.to(torch.float32)
+        return self_check(self)
 
 
 def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -232,30 +196,6 @@ def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     cos, sin = kwargs["position_embeddings"]
     identity = (torch.ones_like(cos), torch.zeros_like(sin))
     return args, {**kwargs, "position_embeddings": identity, "pot": kwargs.get("past_key_values")}
-
-
-def _find_attention(model: PreTrainedModel, family: str) -> tuple[nn.Module, Sequence[Any]]:
-    """Find the decoder body and its attention modules, in the order of their layers."""
-    backbone = getattr(model, model.base_model_prefix, None)
-    layers = getattr(backbone, "layers", None)
-    modules = [getattr(layer, "self_attn", None) for layer in layers or []]
-    usable = modules and all(hasattr(m, "layer_idx") and hasattr(m, "head_dim") for m in modules)
-    if backbone is None or not usable or not hasattr(backbone, "rotary_emb"):
-        raise ModelError(
-            f"the architecture {family!r} is not supported: it is no decoder with rotary positions whose layers have "
-            "keys and values of their own; choose a Llama, Qwen2 or Qwen3 model."
-        )
-    return backbone, modules
-
-
-def _apply_function(module: nn.Module) -> Apply:
-    """Return the `apply_rotary_pos_emb` that this attention class itself uses."""
-    apply: Apply | None = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
-    if apply is None:
-        raise ModelError(
-            f"{type(module).__name__} has no rotary function of its own: this architecture is not supported."
-        )
-    return apply
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

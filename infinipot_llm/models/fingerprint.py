@@ -39,6 +39,8 @@ def model_fingerprint(adapter: Adapter) -> str:
         else:  # the angles of one step, in three digits: devices and releases differ in the last bits
             angles = torch.atan2(rotation.sin[0, 1], rotation.cos[0, 1]).tolist()
             digest.update(" ".join(f"{angle:.2e}" for angle in angles).encode())
+    if any(adapter.windows):
+        digest.update(f"windows {adapter.windows}".encode())
     found = digest.hexdigest()
     adapter._fingerprint = found  # type: ignore[attr-defined]
     return found

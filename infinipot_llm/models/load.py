@@ -7,6 +7,7 @@ that comes with a model is ever run.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,25 @@ def load_model(
     if name in catalogue.CATALOGUE:
         verify_tokenizer(tokenizer, folder)
     return adapter, TextCodec(tokenizer)
+
+
+_loaded: dict[tuple[Path, torch.device, torch.dtype], tuple[Adapter, TextCodec]] = {}
+_loading = threading.Lock()
+
+
+def load_shared(
+    name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False
+) -> tuple[Adapter, TextCodec]:
+    """Load a model as `load_model` does, once per process: whoever asks again is given the same one.
+
+    It stays loaded until the process ends, and must not be closed.
+    """
+    where = choose_device(device)
+    key = (find_folder(name, download).resolve(), where, choose_dtype(dtype, where))
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = load_model(name, device=device, dtype=dtype)
+        return _loaded[key]
 
 
 def choose_device(device: str) -> torch.device:

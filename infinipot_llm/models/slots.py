@@ -1,7 +1,7 @@
-"""Key and value slots of fixed number, shown to transformers as a cache.
+"""Key and value slots of fixed number, shown to transformers as a cache; sliding layers beside them keep a window.
 
-Each layer owns three buffers, allocated once: un-rotated keys (the master copy), the same keys rotated to their slots
-(the working copy that attention reads), and values. Appending and dropping move a length; nothing grows by
+Each layer with slots owns three buffers, allocated once: un-rotated keys (the master copy), the same keys rotated to
+their slots (the working copy that attention reads), and values. Appending and dropping move a length; nothing grows by
 concatenation.
 Shapes: `B` batch (1), `K` KV heads, `S` slots held, `C` new tokens, `D` head dim.
 """
@@ -17,13 +17,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.models.rotation import Rotation
+from infinipot_llm.models.window import WindowLayer
 
 
 class Attending(NamedTuple):
-    """What one layer is about to attend with; views, not to be written to.
+    """What one layer with slots is about to attend with; views, not to be written to.
 
     Attributes:
-        layer: Its index.
+        layer: Its index among the layers with slots.
         raw_query: [B, H, C, D], un-rotated.
         query: [B, H, C, D], rotated to their slots.
         key: [B, K, S, D], rotated to their slots.
@@ -38,7 +39,7 @@ class Attending(NamedTuple):
 
 
 Observer = Callable[[Attending], None]
-"""Called in every layer before it attends."""
+"""Called in every layer with slots before it attends."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -47,10 +48,12 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = False
     is_croppable = True
+    window = None  # a query sees every slot before its own
 
-    def __init__(self, slots: int, rotation: Rotation) -> None:
+    def __init__(self, slots: int, rotation: Rotation, number: int) -> None:
         super().__init__()
         self.slots = slots
+        self.number = number  # among the layers with slots
         self.rotation = rotation
         self.length = 0
         self.raw_keys: Tensor  # [B, K, slots, D], un-rotated
@@ -126,31 +129,65 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """All layers' slots, and what may be done to the attention on them while a forward runs.
+    """All layers' slots and windows, and what may be done to the attention on them while a forward runs.
 
     Attributes:
         slots: Slots per layer.
-        observer: Looks at queries and keys of every layer.
+        pots: [L] the layers with slots, in the order of the model.
+        sliding: The other layers: each holds a window of the last tokens. Often there are none.
+        observer: Looks at queries and keys of every layer with slots.
         hidden: [L, K, S] bool, slots that no query may see (S = the slots held before the forward), or None.
+        hidden_recent: [1, n] bool, the same for the tokens of the windows (n = those held before the forward), or None.
     """
 
-    def __init__(self, slots: int, rotations: Sequence[Rotation]) -> None:
-        super().__init__(layers=[SlotLayer(slots, rotation) for rotation in rotations])
+    def __init__(self, slots: int, rotations: Sequence[Rotation], windows: Sequence[int | None]) -> None:
+        """Make empty layers.
+
+        Args:
+            slots: Slots of a layer without a window, positions 0 .. slots - 1.
+            rotations: Of every layer of the model.
+            windows: Tokens that a query of each layer sees; None for a layer with slots.
+        """
+        self.pots: list[SlotLayer] = []
+        self.sliding: list[WindowLayer] = []
+        layers: list[Any] = []
+        for rotation, window in zip(rotations, windows, strict=True):
+            if window is None:
+                self.pots.append(SlotLayer(slots, rotation, number=len(self.pots)))
+                layers.append(self.pots[-1])
+            else:
+                self.sliding.append(WindowLayer(window, slots, rotation))
+                layers.append(self.sliding[-1])
+        super().__init__(layers=layers)
         self.slots = slots
         self.observer: Observer | None = None
         self.hidden: Tensor | None = None
+        self.hidden_recent: Tensor | None = None
 
     @property
     def length(self) -> int:
-        """S, the slots held; the same in every layer."""
-        return int(self.layers[0].length)
+        """S, the slots held; the same in every layer that has some."""
+        return self.pots[0].length
 
-    def truncate(self, length: int) -> None:
-        """Drop every slot from `length` on."""
-        for layer in self.layers:
-            layer.length = min(layer.length, length)
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return S: the library may ask a sliding layer, which knows only its window."""
+        return self.length
+
+    def mark(self) -> None:
+        """Begin tokens that `restore` takes away again."""
+        for layer in self.sliding:
+            layer.mark()
+
+    def restore(self, length: int) -> None:
+        """Drop every slot from `length` on, give the windows back what they held at `mark`; hide nothing any more."""
+        for pot in self.pots:
+            pot.length = min(pot.length, length)
+        for layer in self.sliding:
+            layer.restore()
+        self.observer = self.hidden = self.hidden_recent = None
 
     def nbytes(self) -> int:
-        """Bytes of all buffers: 1.5 times a plain cache of `slots` slots, for the rotated working copy."""
-        layers = [layer for layer in self.layers if layer.is_initialized]
-        return sum(b.nbytes for layer in layers for b in (layer.raw_keys, layer.rotated_keys, layer.value_states))
+        """Bytes of all buffers: 1.5 times a plain cache of as many tokens, for the rotated working copy."""
+        layers: list[SlotLayer | WindowLayer] = [*self.pots, *self.sliding]
+        made = [layer for layer in layers if layer.is_initialized]
+        return sum(b.nbytes for layer in made for b in (layer.raw_keys, layer.rotated_keys, layer.value_states))

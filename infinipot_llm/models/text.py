@@ -92,10 +92,13 @@ class TextCodec:
             )
         self.tokenizer = tokenizer
         self._lock = threading.RLock()  # a fast tokenizer keeps "split special tokens" as state of its own
-        added = tokenizer.get_added_vocab()
+        # Gemma adds runs of blanks and line breaks to its vocabulary: they control nothing.
+        added = {text: i for text, i in tokenizer.get_added_vocab().items() if text.strip(" \t\r\n▁")}
         self._added_ids = np.asarray(sorted(added.values()), dtype=np.int64)
         literals = sorted((t for t in added if len(t) > 1), key=len, reverse=True)
-        self._added_pattern = re.compile(f"(?={'|'.join(map(re.escape, literals))})") if literals else None
+        first = "".join(sorted({re.escape(t[0]) for t in literals}))  # a quick look, where there are thousands of them
+        any_of = "|".join(map(re.escape, literals))
+        self._added_pattern = re.compile(f"(?=[{first}])(?={any_of})") if literals else None
         self._check_round_trip()
 
     def trusted(self, text: str) -> list[int]:

@@ -1,13 +1,16 @@
 """The pot: at most `budget` slots per layer and KV head, and where each slot's token came from.
 
 Heads keep different tokens, so origin and novelty are carried per layer and head, gathered along with the keys.
-Shapes: `L` layers, `K` KV heads, `S` slots held.
+In a model that mixes sliding layers with others, only the others hold slots; the sliding ones keep a window of the last
+tokens of the text, which no distillation touches.
+Shapes: `L` layers with slots, `K` KV heads, `S` slots held, `A` sliding layers, `n` tokens they hold, `D` head dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +19,20 @@ from infinipot_llm.models.adapter import Adapter
 
 PREFIX = -1
 """Origin of a slot that holds a token of the prompt's prefix rather than of the document."""
+
+
+class Recent(NamedTuple):
+    """What sliding layers hold: the last tokens of the text, before a question.
+
+    Attributes:
+        keys: [A, K, n, D], un-rotated.
+        values: [A, K, n, D].
+        origin: [n] int32: index of each token in the document, or PREFIX.
+    """
+
+    keys: Tensor
+    values: Tensor
+    origin: Tensor
 
 
 class Pot:
@@ -37,6 +54,8 @@ class Pot:
         shape = (adapter.layers, int(adapter.config.num_key_value_heads), budget)
         self._origin = torch.full(shape, PREFIX, dtype=torch.int32, device=adapter.device)
         self._novelty = torch.zeros(shape, dtype=torch.float32, device=adapter.device)
+        self._reach = max((layer.window - 1 for layer in self.cache.sliding), default=0)  # all have the same
+        self._recent = self._origin.new_empty(0)  # [n], origins of what the sliding layers hold
 
     @property
     def origin(self) -> Tensor:
@@ -58,6 +77,7 @@ class Pot:
         self._origin[:, :, self.length : end] = origin.to(self._origin)
         self._novelty[:, :, self.length : end] = 0.0
         self.length = end
+        self._note_recent(origin)
 
     def record_novelty(self, novelty: Tensor) -> None:
         """Set the novelty of the newest len(novelty) slots; novelty is [C] float32, in nats."""
@@ -67,25 +87,55 @@ class Pot:
         """Append slots that were computed before, rotated to where they come to stand.
 
         Args:
-            keys: [L, K, n, D], un-rotated.
-            values: [L, K, n, D].
-            origin: [n] or [L, K, n] int: index of each token in the document, or PREFIX.
-            novelty: [L, K, n] float32, in nats; None: 0.
+            keys: [L, K, C, D], un-rotated; or [L + A, K, C, D], as `newest` returns them with the sliding layers, which
+                then hold these tokens next. Otherwise what they hold must be said by `hold_recent`.
+            values: Likewise.
+            origin: [C] or [L, K, C] int: index of each token in the document, or PREFIX.
+            novelty: [L, K, C] float32, in nats; None: 0.
         """
-        start = self.length
-        dtype = self._dtype
-        for layer, k, v in zip(self.cache.layers, keys.to(dtype), values.to(dtype), strict=True):
+        start, L = self.length, len(self.cache.pots)
+        keys, values = keys.to(self._dtype), values.to(self._dtype)
+        for layer, k, v in zip(self.cache.pots, keys[:L], values[:L], strict=True):
             layer.update(k[None], v[None])
+        if keys.shape[0] > L:
+            for window, k, v in zip(self.cache.sliding, keys[L:], values[L:], strict=True):
+                window.update(k[None], v[None])
+            self._note_recent(origin)
         self.length = start + keys.shape[2]
         self._origin[:, :, start : self.length] = origin.to(self._origin)
         self._novelty[:, :, start : self.length] = 0.0 if novelty is None else novelty.to(self._novelty)
 
-    def newest(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return un-rotated keys and values of the newest slots, copies of [L, K, count, D] each."""
-        newest = slice(self.length - count, self.length)
-        keys = torch.stack([layer.raw_keys[0, :, newest] for layer in self.cache.layers])
-        values = torch.stack([layer.value_states[0, :, newest] for layer in self.cache.layers])
+    def newest(self, count: int, *, sliding: bool = False) -> tuple[Tensor, Tensor]:
+        """Return un-rotated keys and values of the newest slots, copies of [L, K, count, D] each.
+
+        Args:
+            count: How many; as many must have come in one piece where the sliding layers are wanted too.
+            sliding: Put what the sliding layers made of the same tokens behind it: [L + A, K, count, D].
+        """
+        held = [(layer, self.length) for layer in self.cache.pots]
+        held += [(layer, layer.length) for layer in self.cache.sliding] if sliding else []
+        keys = torch.stack([layer.raw_keys[0, :, end - count : end] for layer, end in held])
+        values = torch.stack([layer.value_states[0, :, end - count : end] for layer, end in held])
         return keys, values
+
+    def recent(self) -> Recent | None:
+        """Return copies of what the sliding layers hold; None where there are none."""
+        layers = [layer for layer in self.cache.sliding if layer.is_initialized]
+        if not layers:
+            return None
+        keys, values = zip(*(layer.held() for layer in layers), strict=True)
+        return Recent(torch.cat(keys), torch.cat(values), self._recent.clone())
+
+    def hold_recent(self, recent: Recent) -> None:
+        """Let the sliding layers hold this and nothing else, at positions from 0 on."""
+        keys, values = recent.keys.to(self._dtype), recent.values.to(self._dtype)
+        for layer, k, v in zip(self.cache.sliding, keys, values, strict=True):
+            layer.hold(k[None], v[None])
+        self._recent = recent.origin.to(self._origin)
+
+    def _note_recent(self, origin: Tensor) -> None:
+        if self._reach:
+            self._recent = torch.cat([self._recent, origin.to(self._origin)])[-self._reach :]
 
     def keep(self, slots: Tensor) -> None:
         """Distil: keep only the given slots of each head, re-indexed from 0.
@@ -94,7 +144,7 @@ class Pot:
             slots: [L, K, kept] int64, in increasing order per head, the pinned slots first.
         """
         kept = slots.shape[2]
-        for layer, chosen in zip(self.cache.layers, slots, strict=True):
+        for layer, chosen in zip(self.cache.pots, slots, strict=True):
             layer.keep(chosen[None])
         for held in (self._origin, self._novelty):
             held[:, :, :kept] = held[:, :, : self.length].gather(2, slots)
@@ -104,27 +154,35 @@ class Pot:
     def scratch(self) -> Iterator[None]:
         """Forward tokens that leave no trace: the catalyst, a question, an answer."""
         before = self.length
+        self.cache.mark()
         try:
             yield
         finally:
-            self.cache.truncate(before)
-            self.cache.observer = None
-            self.cache.hidden = None
+            self.cache.restore(before)
+
+    def hide(self, start: int, end: int) -> None:
+        """Let the next forward, within `scratch`, see none of the document's tokens start .. end - 1."""
+        self.cache.hidden = (self.origin >= start) & (self.origin < end)
+        if self._reach:
+            self.cache.hidden_recent = ((self._recent >= start) & (self._recent < end))[None]
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of everything that makes the document state, for comparison and measurement.
 
         Returns:
-            keys and rotated_keys [L, K, S, D], values [L, K, S, D], origin and novelty [L, K, S].
+            keys and rotated_keys [L, K, S, D], values [L, K, S, D], origin and novelty [L, K, S]; where there are
+            sliding layers recent_keys and recent_values [A, K, n, D], recent_origin [n].
         """
 
         def stack(name: str) -> Tensor:
-            return torch.stack([getattr(layer, name)[0, :, : self.length] for layer in self.cache.layers])
+            return torch.stack([getattr(layer, name)[0, :, : self.length] for layer in self.cache.pots])
 
+        recent = self.recent()
         return {
             "keys": stack("raw_keys"),
             "rotated_keys": stack("rotated_keys"),
             "values": stack("value_states"),
             "origin": self.origin.clone(),
             "novelty": self.novelty.clone(),
+            **({f"recent_{name}": value for name, value in recent._asdict().items()} if recent else {}),
         }

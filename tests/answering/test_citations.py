@@ -96,16 +96,15 @@ def test_a_passage_is_hidden_and_only_that(memory: DocumentMemory) -> None:
     question, answer = memory._form.question("When?"), CODEC.untrusted("1903")
     adapter, pot = memory._adapter, memory.pot
     probability = citations_module._log_probability
-    nothing = torch.zeros_like(pot.origin, dtype=torch.bool)
     whole = probability(adapter, pot, question, answer, None)
-    assert probability(adapter, pot, question, answer, nothing) == pytest.approx(whole, rel=1e-4)
+    assert probability(adapter, pot, question, answer, (0, 0)) == pytest.approx(whole, rel=1e-4)
     hidden = (pot.origin >= 0) & (pot.origin < 40)
-    without = probability(adapter, pot, question, answer, hidden)
+    without = probability(adapter, pot, question, answer, (0, 40))
     state = [(layer.rotated_keys.clone(), layer.value_states.clone()) for layer in pot.cache.layers]
     for layer, mark in zip(pot.cache.layers, hidden, strict=True):
         held = layer.value_states[0, :, : pot.length]
         held[mark] = torch.randn(held[mark].shape, generator=torch.Generator().manual_seed(1)) * 1e3
-    assert probability(adapter, pot, question, answer, hidden) == pytest.approx(without, rel=1e-4)
+    assert probability(adapter, pot, question, answer, (0, 40)) == pytest.approx(without, rel=1e-4)
     assert probability(adapter, pot, question, answer, None) != pytest.approx(whole, rel=1e-2)
     for layer, (keys, values) in zip(pot.cache.layers, state, strict=True):
         layer.rotated_keys.copy_(keys)
@@ -124,7 +123,7 @@ def test_support_is_what_the_document_adds_to_the_answers_likelihood(memory: Doc
     probability = citations_module._log_probability
     expected = probability(adapter, pot, question, answer, None)
     # The question stands where it stood: hiding slots moves nothing.
-    hidden = probability(adapter, pot, question, answer, pot.origin >= 0)
+    hidden = probability(adapter, pot, question, answer, (0, len(memory.text)))
     assert found.supported == pytest.approx(expected - hidden, rel=1e-4, abs=1e-4)
     assert found.supported != 0.0
     nothing = trace(adapter, bare, memory.text, question, answer, "1903")
@@ -161,7 +160,8 @@ def test_a_quotation_begins_with_its_first_word_though_a_token_begins_with_a_bla
     looked_at = torch.tensor([0.1, 0.0, 0.5, 0.3, 0.2])  # most at the line break, which is no passage
     first, second = citations_module._candidates(text, looked_at, "rebuilt")
     assert (first.tokens, second.tokens) == ((3, 5), (0, 2))
-    found = citations_module._citation(first.span, 0.5)
+    found = citations_module._citation(first, 0.5)
+    assert found.length == len(document.text)
     assert (found.quote, document.text[found.start : found.end]) == ("It was rebuilt.", "It was rebuilt.")
     assert (found.document, found.page, found.page_label, found.score) == ("d", 1, "iv", 0.5)
 

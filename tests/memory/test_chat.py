@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from conftest import byte_tokenizer, tiny_model
 
+from infinipot_llm.answering import compose as compose_module
 from infinipot_llm.answering.decode import Decoded, OnText, Sampling
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import QuestionError
-from infinipot_llm.memory import memory as memory_module
 from infinipot_llm.memory.chat import Chat
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.models.adapter import Adapter
@@ -62,6 +62,7 @@ class Said:
         *,
         on_text: OnText | None = None,
         cancelled: Any = None,
+        processors: Any = (),
     ) -> Decoded:
         self.asked.append(list(question))
         text = self.answers.pop(0) if self.answers else "Yes."
@@ -83,7 +84,7 @@ class Said:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> Said:
     spy = Said()
-    monkeypatch.setattr(memory_module, "decode", spy)
+    monkeypatch.setattr(compose_module, "decode", spy)
     return spy
 
 

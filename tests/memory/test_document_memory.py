@@ -15,13 +15,13 @@ import torch
 from conftest import byte_tokenizer, tiny_model
 from torch import Tensor, nn
 
+from infinipot_llm.answering import compose as compose_module
 from infinipot_llm.answering.answer import Answer
 from infinipot_llm.answering.decode import Decoded
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import BudgetError, DocumentError, InfiniPotError, ModelError, QuestionError
-from infinipot_llm.memory import memory as memory_module
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
@@ -381,14 +381,14 @@ def pot_of(
 ) -> tuple[Pot, Answer]:
     """The pot that a question was decoded over."""
     pots: list[Pot] = []
-    true_decode = memory_module.decode
+    true_decode = compose_module.decode
 
     def spy(adapter: Adapter, codec: TextCodec, pot: Pot, *args: Any, **kwargs: Any) -> Decoded:
         pots.append(pot)
         return true_decode(adapter, codec, pot, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(memory_module, "decode", spy)
+        patch.setattr(compose_module, "decode", spy)
         answer = memory.ask(question, citations=False, **options)
     assert len(pots) == 1
     return pots[0], answer

@@ -10,11 +10,11 @@ import torch
 from conftest import FAMILIES, byte_tokenizer, tiny_model
 from torch import Tensor
 
+from infinipot_llm.answering import compose as compose_module
 from infinipot_llm.answering.decode import Decoded, Sampling, decode
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.memory import memory as memory_module
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.pot import Pot
@@ -130,13 +130,13 @@ def test_recalling_everything_is_the_plain_model_but_for_packing(
     _, logits = plainly(model, ids)
     memory = llm.read(DOCUMENT, question=QUESTION)
     pots: list[Pot] = []
-    true_decode = memory_module.decode
+    true_decode = compose_module.decode
 
     def spy(adapter: Adapter, codec: TextCodec, pot: Pot, *args: Any, **kwargs: Any) -> Decoded:
         pots.append(pot)
         return true_decode(adapter, codec, pot, *args, **kwargs)
 
-    monkeypatch.setattr(memory_module, "decode", spy)
+    monkeypatch.setattr(compose_module, "decode", spy)
     answer = memory.ask(QUESTION, followup="recall")
     assert answer.usage.recalled_tokens == len(memory.text)
     assert answer.usage.question_tokens == len(asked)

@@ -248,7 +248,7 @@ def test_everything_recalled_is_the_document_read(family: str, passages: list[tu
         if shelf == "exact":
             source = cast(Shelf, ExactShelf(*read.pot.newest(count)))
         whole = [Passage(a, min(b, count), 0.0) for a, b in passages]
-        pot = question_pot(llm.adapter, llm.setup.prefix, source, whole, 500)
+        pot = question_pot(llm.setup, source, whole, 500)
         assert pot.length == pot.cache.length == prefix + count
         assert pot.pinned == prefix
         assert pot.budget == 500
@@ -291,7 +291,7 @@ def test_passages_are_placed_in_order_and_their_keys_rotated_to_their_slots(
 ) -> None:
     shelf, prefix = memory.finder.shelf, llm.setup.prefix
     passages = [Passage(3, 10, 0.0), Passage(40, 41, 0.0), Passage(100, 120, 0.0)]
-    pot = question_pot(llm.adapter, prefix, shelf, passages, 128)
+    pot = question_pot(llm.setup, shelf, passages, 128)
     P = prefix[0].shape[2]
     expected = [PREFIX] * P + [t for p in passages for t in range(p.start, p.end)]
     assert all(torch.equal(o, torch.tensor(expected, dtype=torch.int32)) for o in pot.origin.flatten(0, 1))
@@ -314,10 +314,10 @@ def test_passages_beyond_a_bounded_shelf_bring_what_is_there(llm: InfiniPot, mem
         load=lambda a, b: (keys[:, :, a:b], values[:, :, a:b]),
     )
     passages = [Passage(5, 15, 0.0), Passage(15, 28, 0.0), Passage(29, 31, 0.0)]
-    pot = question_pot(llm.adapter, llm.setup.prefix, cast(Shelf, shelf), passages, 128)
+    pot = question_pot(llm.setup, cast(Shelf, shelf), passages, 128)
     assert pot.origin[0, 0, len(llm.form.prefix) :].tolist() == [5, 6, 7, 8, 9, 30]
 
 
 def test_a_question_without_passages(llm: InfiniPot, memory: DocumentMemory) -> None:
-    pot = question_pot(llm.adapter, llm.setup.prefix, memory.finder.shelf, [], 100)
+    pot = question_pot(llm.setup, memory.finder.shelf, [], 100)
     assert pot.length == pot.pinned == len(llm.form.prefix)

@@ -51,7 +51,7 @@ def test_passages_are_read_as_if_they_were_the_document(llm: InfiniPot, memory: 
     for number, p in enumerate(passages):
         ids += gap * bool(number) + memory.text.ids[p.start : p.end].tolist()
         origin += [PREFIX] * len(gap) * bool(number) + list(range(p.start, p.end))
-    assert text_slots(memory.setup, passages) == len(ids)
+    assert text_slots(memory.setup, memory.text, passages) == len(ids)
     prefix = list(llm.form.prefix)
     pot = pot_of_text(memory.setup, memory.text, passages, len(prefix) + len(ids) + 80)
     assert pot.length == len(prefix) + len(ids)

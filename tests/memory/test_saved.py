@@ -190,7 +190,8 @@ def test_saving_what_was_loaded_gives_the_same_file_or_the_same_memory(saved: Sa
     assert [d.name for d in other.documents] == [d.name for d in renamed]
     assert torch.equal(other.pot.origin, memory.pot.origin)
     if kind != "off":
-        assert [a[0] for a in said(other)[::3]] == [a[0] for a in said(memory)[::3]]
+        called_as_before = other.renamed(memory.documents)  # the model reads the names of several documents
+        assert [a[0] for a in said(called_as_before)[::3]] == [a[0] for a in said(memory)[::3]]
 
 
 @pytest.mark.parametrize("kind", ["int8", "bounded", "extended", "off"])

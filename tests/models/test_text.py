@@ -252,3 +252,19 @@ def test_a_tokenizer_that_makes_control_tokens_all_the_same_is_refused() -> None
     codec = TextCodec(tokenizer)
     with pytest.raises(ModelError, match="control tokens"):
         codec.untrusted("see § 12")
+
+
+def test_added_tokens_of_white_space_are_text_and_all_others_are_not() -> None:
+    """Gemma adds runs of line breaks and of blanks, HTML tags and marks of turns."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["\n\n", "\u2581\u2581", "\t\t\t", "<table>", "[multimodal]"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>"]})
+    added = tokenizer.get_added_vocab()
+    codec = TextCodec(tokenizer)
+    text = "One.\n\nTwo <table> three [multimodal]\t\t\t<start_of_turn>user\n\n"
+    ids = codec.untrusted(text)
+    assert codec.decode(ids) == text
+    assert ids.count(added["\n\n"]) == 2
+    assert ids.count(added["\t\t\t"]) == 1
+    assert not {added[t] for t in ("<table>", "[multimodal]", "<start_of_turn>")} & set(ids)
+    assert codec.trusted("<start_of_turn>") == [added["<start_of_turn>"]]

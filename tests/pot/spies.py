@@ -89,7 +89,7 @@ def recorded_reading() -> Iterator[WhatWasRead]:
         return true_update(layer, key, value, *args, **kwargs)
 
     def record(pot: Pot, origin: Tensor) -> None:
-        for index, layer in enumerate(pot.cache.layers):
+        for index, layer in enumerate(pot.cache.pots):
             key, value = newest[id(layer)]
             assert key.shape[2] == len(origin)
             seen.keys.setdefault(index, []).extend(key[0].unbind(1))

@@ -1,0 +1,108 @@
+"""Whether citations point to the right page, and whether `answer.supported` tells what the document does not hold.
+
+    python benchmarks/citations.py ask --data DIR --out rows.jsonl
+    python benchmarks/citations.py report --out rows.jsonl
+
+`ask` reads a PDF of 25 pages once, and asks its 39 questions by recall, then as many questions about other articles
+(XQuAD), which the document cannot answer. Rows are appended to --out without questions or answers; what is there is not
+asked again. `report` prints, with 95 % intervals: the share of correct answers whose first cited page is right, and of
+those with a right page among at most three; how often nothing is cited; and the area under the ROC curve of `supported`
+between correct answers and questions that the document cannot answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import followup_data as data
+import numpy as np
+import torch
+
+from infinipot_llm import Document, InfiniPot
+
+ANSWER_TOKENS = 48
+
+
+def questions(folder: Path) -> list[dict[str, Any]]:
+    """Return the document's own questions, and behind them those of other articles."""
+    lines = (folder / "qa" / "alps_wiki.questions.jsonl").read_text(encoding="utf-8").splitlines()
+    own = [json.loads(line) for line in lines]
+    found = [{"question": q["question"], "answer": q["answer"], "pages": q["page_1indexed"]} for q in own]
+    foreign = [q for q in data.load(folder)["x8"].questions if q.kind == "xquad"]
+    for i in np.random.default_rng(0).permutation(len(foreign))[: len(own)].tolist():
+        found.append({"question": foreign[i].question, "answer": None, "pages": []})
+    return found
+
+
+def ask(args: argparse.Namespace) -> None:
+    done = {json.loads(line)["number"] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
+    torch.set_num_threads(args.threads)
+    llm = InfiniPot.from_pretrained(args.model)
+    memory = llm.read(Document.from_file(args.data / "pdf" / "alps_wiki.pdf"))
+    with args.out.open("a") as out:
+        for number, q in enumerate(questions(args.data)):
+            if number in done:
+                continue
+            answer = memory.ask(q["question"], max_new_tokens=ANSWER_TOKENS)
+            pages = [c.page for c in answer.citations]
+            row = {
+                "number": number, "answerable": q["answer"] is not None, "gold": q["pages"], "cited": pages,
+                "correct": q["answer"] is not None and data.contains(answer.text, [q["answer"]]),
+                "supported": answer.supported, "seconds": round(answer.usage.answer_seconds, 1),
+            }  # fmt: skip
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    own = [r for r in rows if r["answerable"]]
+    correct = [r for r in own if r["correct"]]
+    foreign = [r for r in rows if not r["answerable"]]
+    first = [bool(r["cited"]) and r["cited"][0] in r["gold"] for r in correct]
+    shown: list[tuple[str, list[Any]]] = [
+        ("answers that contain the reference", [r["correct"] for r in own]),
+        ("first cited page right, of correct answers", first),
+        ("a right page among at most three, of correct answers", [bool({*r["cited"]} & {*r["gold"]}) for r in correct]),
+        ("nothing cited, of correct answers", [not r["cited"] for r in correct]),
+        ("nothing cited, of questions of other articles", [not r["cited"] for r in foreign]),
+    ]
+    print("| | n | share | 95 % |\n|---|---|---|---|")
+    for name, values in shown:
+        mean, low, high = data.share(values, [str(i) for i in range(len(values))])
+        print(f"| {name} | {len(values)} | {mean:.2f} | {low:.2f} to {high:.2f} |")
+    # An answer that says that the document does not tell has no figure: it counts as least supported.
+    yes, no = ([-np.inf if r["supported"] is None else r["supported"] for r in some] for some in (correct, foreign))
+    print(f"\nAUROC of `supported`, {len(yes)} correct answers against {len(no)} foreign questions: {auroc(yes, no)}")
+
+
+def auroc(yes: list[float], no: list[float]) -> str:
+    """Return the area under the ROC curve, and its interval from a bootstrap over both groups."""
+    a, b = np.asarray(yes), np.asarray(no)
+
+    def area(x: Any, y: Any) -> float:
+        return float((x[:, None] > y).mean() + 0.5 * (x[:, None] == y).mean())
+
+    rng = np.random.default_rng(0)
+    drawn = [area(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(2000)]
+    return f"{area(a, b):.2f} [{np.quantile(drawn, 0.025):.2f}, {np.quantile(drawn, 0.975):.2f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["ask", "report"])
+    parser.add_argument("--data", type=Path, help="folder with pdf/ and qa/")
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.what == "ask":
+        ask(args)
+    else:
+        report([json.loads(line) for line in args.out.read_text().splitlines()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""From a question to the pot that answers it: what the prompt holds, how much is recalled, how long the answer may get.
+
+Everything that an answer needs is counted in one budget:
+
+    before | recalled passages | behind: earlier turns and the question | answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from infinipot_llm.answering.prompt import Prompt
+from infinipot_llm.errors import QuestionError, QuestionTooLongError
+from infinipot_llm.memory.recall import Passage, pot_of_text, question_pot, text_slots
+from infinipot_llm.memory.shelf import SPAN
+from infinipot_llm.pot.pot import Pot
+from infinipot_llm.pot.reader import Reader
+
+if TYPE_CHECKING:
+    from infinipot_llm.memory.chat import Turns
+    from infinipot_llm.memory.memory import DocumentMemory
+
+
+def usual_prompt(
+    memory: DocumentMemory, how: str, question: str, history: Turns, max_new_tokens: int | None, recall: int | None
+) -> tuple[Prompt, int, list[str]]:
+    """Return the usual prompt of a question, how long its answer may get, and sentences on what was left out of it.
+
+    Args:
+        memory: What is asked.
+        how: "recall", "reuse" or "reread".
+        question: What to ask.
+        history: Questions and answers that came before, oldest first; the oldest that do not fit are left out.
+        max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.
+        recall: Tokens to bring back; None: as the configuration says.
+    """
+    check_recall(recall)
+    config, form = memory.config, memory.setup.form
+    filled = memory.pot.length if how == "reuse" else len(form.prefix)
+    room = config.budget - filled - (max_new_tokens or config.max_new_tokens)
+    if how != "reuse":
+        room -= min(recall or config.recall, room // 2)
+    turns = list(history)
+    asked = form.conversation(turns, question)
+    while turns and len(asked) > room:
+        turns = turns[1:]
+        asked = form.conversation(turns, question)
+    dropped = len(history) - len(turns)
+    left_out = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
+    notes = [f"{dropped} earlier {left_out} left out."] if dropped else []
+    if max_new_tokens is None:
+        free = config.budget - len(asked) - (filled if how == "reuse" else filled + SPAN)
+        max_new_tokens = max(1, min(config.max_new_tokens, free))
+    return Prompt(form.prefix, tuple(asked), tuple(asked), question), max_new_tokens, notes
+
+
+def pot_for(
+    memory: DocumentMemory,
+    how: str,
+    prompt: Prompt,
+    limit: int,
+    recall: int | None = None,
+    passages: Sequence[Passage] | None = None,
+) -> tuple[Pot, int]:
+    """Return the pot to decode over, and how many tokens were recalled for it.
+
+    Args:
+        memory: What is asked.
+        how: "recall", "reuse" or "reread".
+        prompt: What is asked of it.
+        limit: Tokens that the answer may take.
+        recall: Tokens to bring back; None: as the configuration says.
+        passages: What to answer from; None: what is found.
+
+    Raises:
+        QuestionTooLongError: Prompt, passages and answer do not fit into the budget.
+    """
+    if how == "reuse":
+        return memory.pot, 0
+    setup, text = memory.setup, memory.text
+    behind = len(prompt.behind) + limit
+    if how == "reread":
+        reader = Reader(setup.adapter, memory.config)
+        return reader.read(text, prompt.before, [prompt.behind], behind)[0], 0
+    if passages is None:
+        passages = passages_for(memory, prompt, limit, recall)
+    elif text_slots(setup, text, passages) > (room := _room(memory, prompt, limit)):
+        raise QuestionTooLongError(f"these passages need more than the {room} free slots: answer from fewer.")
+    if memory.config.recalled == "read":
+        slots = len(prompt.before) + text_slots(setup, text, passages) + behind
+        pot = pot_of_text(setup, text, passages, slots, prompt.before)
+        return pot, sum(p.end - p.start for p in passages)
+    shelf = memory.finder.shelf
+    rows = (shelf.rows_of(p.start, p.end) for p in passages)  # a bounded shelf holds parts of spans
+    tokens = sum(b - a for a, b in rows)
+    return question_pot(setup, shelf, passages, len(prompt.before) + tokens + behind, prompt.before), tokens
+
+
+def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int | None) -> list[Passage]:
+    """Return the passages for a prompt, in document order.
+
+    Raises:
+        QuestionTooLongError: Prompt and answer leave no room for any.
+    """
+    room = _room(memory, prompt, limit)
+    passages = memory.finder.find(prompt.query, prompt.question, min(recall or memory.config.recall, room))
+    if memory.config.recalled == "read":
+        while text_slots(memory.setup, memory.text, passages) > room:  # what stands between them may not fit any more
+            passages = sorted(passages, key=lambda p: -p.score)[:-1]
+            passages.sort(key=lambda p: p.start)
+    return passages
+
+
+def check_recall(tokens: int | None) -> None:
+    """Refuse to recall less than a token.
+
+    Raises:
+        QuestionError: It is less.
+    """
+    if tokens is not None and tokens < 1:
+        raise QuestionError(f"{tokens} tokens cannot be recalled: give recall a whole number of at least 1.")
+
+
+def _room(memory: DocumentMemory, prompt: Prompt, limit: int) -> int:
+    """Return the slots that prompt and answer leave for what is recalled."""
+    asked = len(prompt.before) + len(prompt.behind)
+    room = memory.config.budget - asked - limit
+    if room < 1:
+        raise QuestionTooLongError(
+            f"question ({asked} tokens with the prompt around it) and answer ({limit}) leave no room for the document "
+            f"in a budget of {memory.config.budget}: ask more briefly, lower max_new_tokens, or raise the budget."
+        )
+    return room

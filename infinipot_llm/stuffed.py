@@ -1,0 +1,89 @@
+r"""Text that was stuffed into a message: what is too long for the prompt is taken out of it as a document.
+
+Chains put their context where their template has a place for it:
+
+    "Use the context to answer.\n\n" + CONTEXT + "\n\nQuestion: how high is it?\nAnswer:"
+
+The template's first and last paragraph stay in the prompt, and what stands between them is the document.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from infinipot_llm.answering.prompt import Message
+from infinipot_llm.documents import Document
+from infinipot_llm.errors import DocumentError, QuestionTooLongError
+
+MOST_FRAME_TOKENS = 256
+"""A first or last paragraph longer than this belongs to the document, not to the template around it."""
+
+_BORDER = re.compile(r"\n[^\S\n]*\n\s*|\n[-=*#_]{4,}[^\S\n]*\n")
+"""Between two paragraphs: a blank line, or a line drawn across."""
+
+_LAST_BORDER = re.compile(rf"(?:{_BORDER.pattern})\Z")
+
+_QUESTION = re.compile(
+    r"^[^\S\n]*(?:question|query|user question|user|human|input|q)[^\S\n]*:", re.IGNORECASE | re.MULTILINE
+)
+"""How templates announce the question."""
+
+
+def unstuffed(
+    messages: Sequence[Message], count: Callable[[str], int], room: int
+) -> tuple[list[Message], list[Document]]:
+    """Take documents out of messages until what is left fits, or no long message is left.
+
+    Args:
+        messages: The conversation; its last message is the user's.
+        count: Returns the tokens of a text.
+        room: Tokens that all messages together may have.
+
+    Returns:
+        The messages with the template's own words left in them, and the documents, in order of messages.
+
+    Raises:
+        QuestionTooLongError: The last message is too long, and no question can be told apart at its end.
+    """
+    left = list(messages)
+    sizes = [count(m.text) for m in left]
+    found: dict[int, Document] = {}
+    while sum(sizes) > room:
+        longest = max(range(len(left)), key=lambda i: 0 if i in found else sizes[i])
+        if longest in found or sizes[longest] <= 2 * MOST_FRAME_TOKENS:
+            break
+        text = left[longest].text
+        start, end = _middle(text, count)
+        try:
+            if longest == len(left) - 1 and end == len(text):
+                raise DocumentError("no question")
+            found[longest] = Document.from_text(_LAST_BORDER.sub("", text[start:end]).strip(), name="prompt")
+        except DocumentError:
+            raise QuestionTooLongError(
+                f"the last message has {sizes[longest]} tokens, and no question of at most {MOST_FRAME_TOKENS} stands "
+                "at its end: put the question into a paragraph of its own, behind the text."
+            ) from None
+        frame = "\n\n".join(part for part in (text[:start].strip(), text[end:].strip()) if part)
+        left[longest] = Message(left[longest].role, frame)
+        sizes[longest] = count(frame)
+    names = [f"prompt, part {n}" if len(found) > 1 else "prompt" for n in range(1, len(found) + 1)]
+    return left, [replace(found[i], name=name) for i, name in zip(sorted(found), names, strict=True)]
+
+
+def _middle(text: str, count: Callable[[str], int]) -> tuple[int, int]:
+    """Return where, between a template's own first and last words, the text lies that was put there.
+
+    The last words begin with the paragraph, or else the line, that announces a question, or else with the last
+    paragraph, or else the last line: whichever is first short enough.
+    """
+    body = text.rstrip()
+    starts = [s for s in (0, *(m.end() for m in _BORDER.finditer(text))) if s < len(body)]
+    announced = [m.start() for m in _QUESTION.finditer(body)][-1:]
+    ends = [max(s for s in starts if s <= a) for a in announced] + announced + [starts[-1], body.rfind("\n") + 1]
+    end = next((e for e in ends if e > 0 and count(body[e:]) <= MOST_FRAME_TOKENS), len(text))
+    start = starts[1] if len(starts) > 1 else 0
+    if start >= end or count(text[:start]) > MOST_FRAME_TOKENS:
+        start = 0
+    return start, end

@@ -1,0 +1,212 @@
+"""What changes an index: documents come, go and change, and only these are read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.indices.managed.infinipot import rejoin
+from llama_index.indices.managed.infinipot.errors import InfiniPotIndexError
+from llama_index.indices.managed.infinipot.keeper import Keeper
+from llama_index.indices.managed.infinipot.struct import Entry, InfiniPotStruct, file_facts
+
+from infinipot_llm.documents import Document as WholeDocument
+
+logger = logging.getLogger(__name__)
+
+_TEXT = "#text"
+"""Ends the id of the one node of a document that has its own id: LlamaIndex tells documents and nodes apart by id."""
+
+
+class UpdatingIndex(BaseIndex[InfiniPotStruct]):
+    """The part of an index that takes documents in and gives them up.
+
+    Attributes:
+        lazy: Whether documents are read with the next question instead of at once.
+    """
+
+    lazy: bool
+    _keeper: Keeper
+
+    def read(self) -> None:
+        """Read the documents that were not read yet; questions and `lazy=False` do it by themselves."""
+        self._keeper.read(self._index_struct.documents)
+
+    def build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> InfiniPotStruct:
+        """Take in the documents that pages make."""
+        return self._build_index_from_nodes(nodes, **build_kwargs)
+
+    def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> InfiniPotStruct:
+        if build_kwargs:
+            raise InfiniPotIndexError(
+                f"InfiniPotIndex has no option {min(build_kwargs)!r}: its class lists those it has."
+            )
+        self._index_struct = InfiniPotStruct()
+        self._take(rejoin.by_file(nodes))
+        return self._index_struct
+
+    def insert(self, document: Document, **insert_kwargs: Any) -> None:
+        """Insert a document, or a page into its file.
+
+        A document is read now, unless the index is lazy. A page that joins others is read with the next question, since
+        further ones may follow: `refresh_ref_docs` takes all pages at once.
+        """
+        self.insert_nodes([document], **insert_kwargs)
+
+    def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Insert pages; see `insert`."""
+        with self._callback_manager.as_trace("insert_nodes"):
+            self._insert(nodes, **insert_kwargs)
+
+    def _insert(self, nodes: Sequence[BaseNode], **_: Any) -> None:
+        files = rejoin.by_file(nodes)
+        grown = {key for key in files if self._index_struct.find(key) is not None}
+        self._take(files, merge=True)
+        if not self.lazy and not grown:
+            self.read()
+
+    def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+        """Take in documents that are new or have changed, and read these alone.
+
+        All pages of a file replace those it had; some of them, as their reader tells, replace the same pages.
+
+        Returns:
+            For every document given, whether its file was new or had changed, be it in its metadata alone.
+        """
+        with self._callback_manager.as_trace("refresh_ref_docs"):
+            updated = self._take(rejoin.by_file(documents))
+            if not self.lazy:
+                self.read()
+            return [updated[rejoin.file_key(document)] for document in documents]
+
+    def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Take in another version of a document, or of a page."""
+        self.refresh_ref_docs([document])
+
+    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
+        """Take a document out of the index, and its memory; nothing else is touched.
+
+        Args:
+            ref_doc_id: Its id, or that of one of its pages.
+            delete_from_docstore: Whether its text is deleted as well.
+            **delete_kwargs: Not used.
+        """
+        entry = self._index_struct.find(ref_doc_id)
+        if entry is None:
+            logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
+            return
+        self._index_struct.documents.remove(entry)
+        self._keeper.drop(entry.ref_doc_id)
+        if delete_from_docstore:
+            self._docstore.delete_ref_doc(entry.ref_doc_id, raise_error=False)
+        self._note()
+
+    def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
+        """Take a page out of its file, which is read again with the next question."""
+        entry = next((e for e in self._index_struct.documents if node_id in e.node_ids), None)
+        if entry is None:
+            return
+        left = [page for page in self._pages(entry) if page.node_id != node_id]
+        if not any(page.get_content(MetadataMode.NONE).strip() for page in left):
+            self.delete_ref_doc(entry.ref_doc_id)
+            return
+        document = rejoin.rejoined(left, entry.name)
+        entry.node_ids, entry.content = [page.node_id for page in left], document.content_hash
+        self._keeper.put(entry, document)
+
+    async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
+        """Insert without blocking the event loop."""
+        await asyncio.to_thread(self.insert, document, **insert_kwargs)
+
+    async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Insert pages without blocking the event loop."""
+        await asyncio.to_thread(self.insert_nodes, nodes, **insert_kwargs)
+
+    async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+        """Refresh without blocking the event loop."""
+        return await asyncio.to_thread(self.refresh_ref_docs, documents, **update_kwargs)
+
+    async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Update without blocking the event loop."""
+        await asyncio.to_thread(self.update_ref_doc, document, **update_kwargs)
+
+    async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
+        """Delete without blocking the event loop."""
+        await asyncio.to_thread(self.delete_ref_doc, ref_doc_id, delete_from_docstore, **delete_kwargs)
+
+    def _take(self, files: Mapping[str, Sequence[BaseNode]], merge: bool = False) -> dict[str, bool]:
+        """Take in files, and say which of them were new or different.
+
+        Args:
+            files: Pages by the file they are of.
+            merge: Whether the pages join those that a file has.
+
+        Raises:
+            DocumentError: One holds no text; nothing was changed then.
+        """
+        plans = []
+        for key, parts in files.items():
+            entry = self._index_struct.find(key)
+            old = self._pages(entry) if entry is not None else []
+            some = merge or not rejoin.is_whole(parts) or _fewer(parts, old)
+            pages = rejoin.in_order(rejoin.merged(old, parts) if some else parts)
+            name = entry.name if entry is not None else rejoin.name_of(pages[0])
+            plans.append((key, entry, old, pages, rejoin.rejoined(pages, name)))
+        return {key: self._put(entry, old, pages, document, key) for key, entry, old, pages, document in plans}
+
+    def _put(
+        self, entry: Entry | None, old: Sequence[BaseNode], pages: Sequence[BaseNode], document: WholeDocument, key: str
+    ) -> bool:
+        """Put one document into docstore and list, and say whether it is another than it was."""
+        nodes = [_node(page, key, document) for page in pages]
+        if entry is not None and [n.hash for n in nodes] == [n.hash for n in old]:
+            return False
+        if entry is None:
+            entry = Entry(key, document.name, document.content_hash)
+            self._index_struct.documents.append(entry)
+        else:
+            self._docstore.delete_ref_doc(key, raise_error=False)
+        entry.content, entry.node_ids, entry.file = document.content_hash, [n.node_id for n in nodes], file_facts(key)
+        self._docstore.add_documents(nodes, allow_update=True)
+        self._docstore.set_document_hash(key, document.id)
+        self._keeper.put(entry, document)
+        self._note()
+        return True
+
+    def _pages(self, entry: Entry) -> list[BaseNode]:
+        """Return the pages of a document.
+
+        Raises:
+            InfiniPotIndexError: The docstore does not have them.
+        """
+        try:
+            return list(self._docstore.get_nodes(entry.node_ids))
+        except ValueError as error:
+            raise InfiniPotIndexError(
+                f"the text of {entry.name} is not in the docstore any more: build the index again with from_documents."
+            ) from error
+
+    def _note(self) -> None:
+        """Tell the index store what the index consists of."""
+        self._storage_context.index_store.add_index_struct(self._index_struct)
+
+
+def _fewer(parts: Sequence[BaseNode], old: Sequence[BaseNode]) -> bool:
+    """Tell whether these are some of the pages that a file has, by their ids."""
+    return {p.node_id for p in parts} < {p.node_id for p in old}
+
+
+def _node(page: BaseNode, ref_doc_id: str, document: WholeDocument) -> TextNode:
+    """Make the docstore's node of a page; the file is its source, as documents are of the chunks of other indices."""
+    return TextNode(
+        id_=page.node_id if page.node_id != ref_doc_id else f"{page.node_id}{_TEXT}",
+        text=page.get_content(MetadataMode.NONE),
+        metadata=page.metadata,
+        excluded_llm_metadata_keys=page.excluded_llm_metadata_keys,
+        excluded_embed_metadata_keys=page.excluded_embed_metadata_keys,
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=ref_doc_id, hash=document.id)},
+    )

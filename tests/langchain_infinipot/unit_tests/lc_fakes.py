@@ -1,0 +1,84 @@
+"""An assistant that writes down what it is given and says what it is told: for tests of the mapping alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from infinipot_llm.answering.answer import Answer, Citation, Usage
+from infinipot_llm.assistant import Reply
+from infinipot_llm.config import PotConfig
+from infinipot_llm.documents import Document
+from infinipot_llm.errors import DocumentError
+from infinipot_llm.pot.reader import ReadStats
+
+
+class FakeAssistant:
+    """Stands where an Assistant would; documents are remembered by id, a token is a character."""
+
+    def __init__(self, text: str = "It hangs behind the door.", *, how: str = "recall", finish: str = "stop") -> None:
+        self.text = text
+        self.how = how
+        self.finish = finish
+        self.calls: list[tuple[list[Any], list[Document], dict[str, Any]]] = []
+        self.known: dict[str, Document] = {}
+        self.closed = threading.Event()
+        self.loop_threads: list[int] = []
+        self.error: Exception | None = None
+        codec = SimpleNamespace(untrusted=lambda text: list(text.encode()))
+        form = SimpleNamespace(codec=codec, prefix=())
+        self.llm = SimpleNamespace(form=form, name="fake", config=PotConfig(budget=512))
+
+    def respond(self, messages: Sequence[Any], documents: Sequence[Document] = (), **options: Any) -> Reply:
+        if self.error is not None:
+            raise self.error
+        self.calls.append((list(messages), list(documents), options))
+        new = [d for d in documents if d.id not in self.known]
+        self.known |= {d.id: d for d in documents}
+        read = sum(len(d.text) for d in new)
+        total = sum(len(d.text) for d in documents)
+        cited = [
+            Citation(d.name, 1, None, 0, 5, d.text[:5], 0.5, *(("Ann", 2.0) if d.turns else (None, None)))
+            for d in documents
+        ]
+        usage = Usage(ReadStats(read), 7, 3, 5, 0.1, 0.2, 1000, 1000)
+        answer = Answer(self.text, tuple(cited[:3]), self.finish, usage, 1.5 if documents else None, ("a note",))
+        how = self.how if documents else "plain"
+        return Reply(answer, how, tuple(documents), total + 7, read, total - read)
+
+    def stream(self, messages: Sequence[Any], documents: Sequence[Document] = (), **options: Any) -> Iterator[Any]:
+        try:
+            reply = self.respond(messages, documents, **options)
+            for word in self.text.split(" "):
+                yield word if word == self.text.split(" ")[0] else f" {word}"
+            yield reply
+        finally:
+            self.closed.set()
+
+    async def arespond(self, messages: Sequence[Any], documents: Sequence[Document] = (), **options: Any) -> Reply:
+        self.loop_threads.append(threading.get_ident())
+        return self.respond(messages, documents, **options)
+
+    async def astream(
+        self, messages: Sequence[Any], documents: Sequence[Document] = (), **options: Any
+    ) -> AsyncIterator[Any]:
+        self.loop_threads.append(threading.get_ident())
+        try:
+            for piece in self.stream(messages, documents, **options):
+                yield piece
+        finally:
+            self.closed.set()
+
+    def recognised(self, document_id: str) -> Document:
+        if document_id not in self.known:
+            raise DocumentError("no memory of that document is known: give the document itself once.")
+        return self.known[document_id]
+
+    def remember(self, documents: Sequence[Document], *, progress: Any = None) -> Any:
+        self.known |= {d.id: d for d in documents}
+        return SimpleNamespace(documents=tuple(documents))
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)

@@ -1,0 +1,117 @@
+"""A tiny model for LlamaIndex, documents to ask it about, and ears for what LlamaIndex tells."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llama_index.core.instrumentation as instrument
+import pytest
+from conftest import byte_tokenizer, tiny_model
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.schema import Document
+from llama_index.llms.infinipot import InfiniPotLLM
+
+from infinipot_llm.assistant import Assistant
+from infinipot_llm.config import PotConfig
+from infinipot_llm.engine import InfiniPot
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TextCodec
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCUMENTS = EXAMPLES / "documents"
+SETTINGS: dict[str, Any] = {"max_new_tokens": 12, "question_tokens": 32, "chunk": 128, "recall": 300}
+
+
+@cache
+def codec() -> TextCodec:
+    return TextCodec(byte_tokenizer())
+
+
+@cache
+def adapter(seed: int = 0) -> Adapter:
+    return Adapter(tiny_model("llama", seed=seed))
+
+
+def tiny_engine(seed: int = 0, budget: int = 640, **settings: Any) -> InfiniPot:
+    return InfiniPot(adapter(seed), codec(), PotConfig(budget=budget, **{**SETTINGS, **settings}))
+
+
+def tiny_llm(seed: int = 0, budget: int = 640, options: dict[str, Any] | None = None, **settings: Any) -> InfiniPotLLM:
+    return InfiniPotLLM(assistant=Assistant(tiny_engine(seed, budget, **settings)), **(options or {}))
+
+
+def page(number: int, text: str, name: str = "mill.pdf", label: str | None = None, **more: Any) -> Document:
+    told = {"file_name": name, "file_path": f"/nowhere/{name}", "page": number, "page_label": label or f"A-{number}"}
+    return Document(text=text, metadata={**told, **more})
+
+
+def mill_pages() -> list[Document]:
+    return [
+        page(i, f"Page {i} says that mill number {i} burned in 190{i}. The owner moved to town {i}.")
+        for i in range(1, 7)
+    ]
+
+
+def river() -> Document:
+    return Document(text="The river rose by 3 metres in May. Nobody slept that night.\n\n" * 8, id_="river")
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by the names of documents that a model reads from now on."""
+    read: list[str] = []
+    real = InfiniPot.read
+
+    def spy(self: InfiniPot, documents: Any, **options: Any) -> Any:
+        several = documents if isinstance(documents, (list, tuple)) else [documents]
+        read.extend(d.name for d in several)
+        return real(self, documents, **options)
+
+    monkeypatch.setattr(InfiniPot, "read", spy)
+    return read
+
+
+def shown(nodes: list[Any]) -> list[tuple[Any, ...]]:
+    """Return what a caller sees of source nodes."""
+    return [(n.node.node_id, n.node.text, n.score, n.node.metadata) for n in nodes]
+
+
+class _Ears(BaseEventHandler):
+    heard: list[Any] = []  # noqa: RUF012 - a pydantic field, copied for each
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Ears"
+
+    def handle(self, event: Any, **_: Any) -> None:
+        self.heard.append(event)
+
+
+@contextmanager
+def listening() -> Iterator[list[Any]]:
+    """Collect the events of LlamaIndex."""
+    root = instrument.get_dispatcher()
+    ears = _Ears(heard=[])
+    root.add_event_handler(ears)
+    try:
+        yield ears.heard
+    finally:
+        root.event_handlers.remove(ears)
+
+
+@pytest.fixture(autouse=True)
+def closed_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lend synchronous tests a loop: LlamaIndex makes one where there is none, and never closes it."""
+    if inspect.iscoroutinefunction(request.function):
+        yield
+        return
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()

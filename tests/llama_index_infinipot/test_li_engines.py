@@ -1,0 +1,439 @@
+"""Query engine and retriever: one answer and the same sources whichever way one asks, and LlamaIndex's own events."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from typing import Any
+
+import pytest
+from li_helpers import closed_loop as closed_loop
+from li_helpers import listening, mill_pages, page, reads, river, shown, tiny_llm
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, TokenCountingHandler
+from llama_index.core.callbacks.schema import CBEventType
+from llama_index.core.evaluation import FaithfulnessEvaluator
+from llama_index.core.llms import MockLLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.query_engine import RetrieverQueryEngine, SubQuestionQueryEngine
+from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import Document, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.tools import QueryEngineTool
+from llama_index.indices.managed.infinipot import (
+    InfiniPotIndex,
+    InfiniPotIndexError,
+    InfiniPotQueryEngine,
+    InfiniPotRetriever,
+)
+from llama_index.indices.managed.infinipot.nodes import nodes_of, passages_in
+
+from infinipot_llm.errors import QuestionError
+from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.memory.recall import Finder, Passage
+
+QUESTION = "When did mill number 4 burn?"
+
+
+@pytest.fixture(scope="module")
+def index() -> InfiniPotIndex:
+    return InfiniPotIndex.from_documents([*mill_pages(), river()], llm=tiny_llm())
+
+
+def test_base_classes() -> None:
+    assert BaseQueryEngine in inspect.getmro(InfiniPotQueryEngine)
+    assert BaseRetriever in inspect.getmro(InfiniPotRetriever)
+
+
+async def every_way(index: InfiniPotIndex, question: str, **options: Any) -> dict[str, tuple[str, list[Any]]]:
+    """Ask in every way there is; return answers and sources."""
+    whole, streaming = index.as_query_engine(**options), index.as_query_engine(streaming=True, **options)
+    ways = {}
+    r: Any = whole.query(question)
+    ways["query"] = (r.response, r.source_nodes)
+    r = await whole.aquery(question)
+    ways["aquery"] = (r.response, r.source_nodes)
+    r = streaming.query(question)
+    ways["stream"] = ("".join(r.response_gen), r.source_nodes)
+    r = await streaming.aquery(question)
+    ways["astream"] = ("".join([piece async for piece in r.async_response_gen()]), r.source_nodes)
+    r = index.as_chat_engine(**options).chat(question)
+    ways["chat"] = (r.response, r.source_nodes)
+    r = await index.as_chat_engine(**options).achat(question)
+    ways["achat"] = (r.response, r.source_nodes)
+    r = index.as_chat_engine(**options).stream_chat(question)
+    ways["stream_chat"] = ("".join(r.response_gen), r.source_nodes)
+    r = await index.as_chat_engine(**options).astream_chat(question)
+    ways["astream_chat"] = ("".join([piece async for piece in r.async_response_gen()]), r.source_nodes)
+    return ways
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        (QUESTION, {}),
+        ("  How far did the river rise? ", {}),
+        (QUESTION, {"recall": 64, "max_new_tokens": 5}),
+        ("How far did the river rise?", {"followup": "reread"}),
+    ],
+)
+async def test_parity(index: InfiniPotIndex, question: str, options: dict[str, Any]) -> None:
+    ways = await every_way(index, question, **options)
+    answer, sources = ways["query"]
+    assert answer
+    for way, (said, nodes) in ways.items():
+        assert said == answer, way
+        assert shown(nodes) == shown(sources), way
+    if "followup" in options:
+        assert all("cited" in n.node.metadata for n in sources)
+        return
+    retriever = index.as_retriever(recall=options.get("recall"))
+    if options.get("max_new_tokens"):
+        retriever = index.as_query_engine(**options).retriever
+    for found in (retriever.retrieve(question), await retriever.aretrieve(question)):
+        assert sorted((n.node.node_id, n.node.text, n.score) for n in found) == sorted(
+            (n.node.node_id, n.node.text, n.score) for n in sources
+        )
+
+
+async def test_parity_from_the_pot() -> None:
+    index = InfiniPotIndex.from_documents([river()], llm=tiny_llm())
+    ways = await every_way(index, "How far did the river rise?", followup="reuse")
+    assert len({said for said, _ in ways.values()}) == 1
+    assert all(shown(nodes) == shown(ways["query"][1]) for _, nodes in ways.values())
+
+
+@pytest.mark.parametrize("question", [QUESTION, "How far did the river rise?", "Who moved to town 2?"])
+def test_the_sources_are_what_was_read(index: InfiniPotIndex, question: str) -> None:
+    response = index.as_query_engine().query(question)
+    memory, _ = index.memory_and_sources()
+    direct = memory.ask(question)
+    assert response.response == direct.text
+    told = response.metadata["infinipot"]
+    assert told["recalled_tokens"] == direct.usage.recalled_tokens
+    assert [c["quote"] for c in told["citations"]] == [c.quote for c in direct.citations]
+    length = sum(len(n.node.text) for n in response.source_nodes)  # one token per byte
+    assert 0.9 * told["recalled_tokens"] <= length <= told["recalled_tokens"]
+    for n in response.source_nodes:
+        data = n.node.metadata
+        text = index.document(n.node.ref_doc_id).text
+        assert text[data["start_char_idx"] : data["end_char_idx"]] == n.node.text == n.node.get_content()
+        assert n.node.start_char_idx == data["start_char_idx"]
+        assert n.score == pytest.approx(data["score"], abs=1e-4)
+        assert data["file_name"] == ("mill.pdf" if "mill" in n.node.ref_doc_id else "river")
+
+
+def test_pages_and_labels_are_right(index: InfiniPotIndex) -> None:
+    nodes = index.as_retriever(recall=500).retrieve("Which mills burned?")
+    mills = [n.node for n in nodes if n.node.metadata["file_name"] == "mill.pdf"]
+    assert len(mills) >= 4
+    for node in mills:
+        (number,) = {w for w in node.text.split() if w.isdigit() and len(w) == 1} or {str(node.metadata["page"])}
+        assert node.metadata["page_label"] == f"A-{number}"
+        assert node.metadata["page"] == int(number)
+
+
+def test_the_best_come_first(index: InfiniPotIndex) -> None:
+    in_document_order = []
+    for question in (QUESTION, "How far did the river rise?", "Who moved to town 2?"):
+        nodes = index.as_retriever(recall=200).retrieve(question)
+        scores = [n.score for n in nodes]
+        assert scores == sorted(scores, reverse=True)
+        starts = [n.node.metadata["token_start"] for n in nodes]
+        in_document_order.append(starts == sorted(starts))
+    assert not all(in_document_order)
+
+
+def test_white_space_around_a_passage_is_no_part_of_its_source(index: InfiniPotIndex) -> None:
+    memory, sources = index.memory_and_sources()
+    whole = sources["river"].document.text
+    gap = whole.index("\n\n")
+    first, end = memory.text.tokens_in(1, gap, gap + 12)
+    (node,) = nodes_of([Passage(first, end, 1.0)], memory.text, sources)
+    assert node.node.text == whole[gap + 2 : gap + 12].strip()
+    assert node.node.metadata["start_char_idx"] == gap + 2
+    assert passages_in([node]) == [Passage(first, end, 1.0)]
+
+
+def test_page_numbers_at_a_border_are_no_sources() -> None:
+    pages = [
+        page(i, f"{i}\n\nThe mill number {i} burned in 190{i}, on a day in June." if i != 3 else "3")
+        for i in range(1, 6)
+    ]
+    index = InfiniPotIndex.from_documents(pages, llm=tiny_llm())
+    nodes = index.as_retriever(recall=600).retrieve("Which?")
+    assert [n.node.metadata["page"] for n in nodes] == [1, 2, 4, 5]
+    memory, _ = index.memory_and_sources()
+    assert passages_in(nodes) == memory.passages("Which?", recall=600)
+    assert passages_in(nodes[1:2]) != passages_in(nodes)
+    alone = InfiniPotIndex.from_documents([page(1, "3"), page(2, "7")], llm=tiny_llm())
+    assert [n.node.text for n in alone.as_retriever().retrieve("Which?")] == ["3", "7"]
+
+
+def test_cited_passages_come_first(index: InfiniPotIndex) -> None:
+    for question in (QUESTION, "How far did the river rise?", "Who moved to town 2?", "Which page says so?"):
+        response = index.as_query_engine().query(question)
+        cited = ["cited" in n.node.metadata for n in response.source_nodes]
+        assert cited == sorted(cited, reverse=True)
+        citations = response.metadata["infinipot"]["citations"]
+        if citations:
+            first = response.source_nodes[0].node
+            assert first.metadata["cited"] == citations[0]["quote"]
+            assert first.metadata["citation_score"] == citations[0]["score"]
+            assert first.metadata["page_label"] == (citations[0]["page_label"] or str(citations[0]["page"]))
+            assert citations[0]["quote"].split()[0] in first.text
+            return
+    pytest.fail("no question was answered with a citation: choose others")
+
+
+def test_several_documents_share_one_budget(index: InfiniPotIndex) -> None:
+    response = index.as_query_engine(recall=200).query("Which mill burned, and how far did the river rise?")
+    assert response.metadata["infinipot"]["recalled_tokens"] <= 200
+    assert {d["name"] for d in response.metadata["infinipot"]["documents"]} == {"mill.pdf", "river"}
+    everything = index.as_retriever(recall=10_000).retrieve("Which?")
+    assert {n.node.ref_doc_id for n in everything} == {"/nowhere/mill.pdf", "river"}
+
+
+def read_by(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that grows by the passages that memories are asked to answer from."""
+    given: list[Any] = []
+    real = DocumentMemory.ask
+
+    def spy(self: DocumentMemory, *args: Any, **options: Any) -> Any:
+        given.append(options.get("passages"))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(DocumentMemory, "ask", spy)
+    return given
+
+
+def test_passages_are_looked_for_once_and_read_as_they_were_found(
+    index: InfiniPotIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, found, searches = read_by(monkeypatch), [], []
+    real, find = DocumentMemory.passages, Finder.find
+    monkeypatch.setattr(DocumentMemory, "passages", lambda *a, **o: found.append(real(*a, **o)) or found[-1])
+    monkeypatch.setattr(Finder, "find", lambda *a: searches.append(a) or find(*a))
+    for recall in (64, 300, 500, 2000):
+        index.as_query_engine(recall=recall).query(QUESTION)
+        assert given[-1] == found[-1]
+    assert len(searches) == 4
+
+
+class Keep(BaseNodePostprocessor):
+    """Keeps passages that hold a word."""
+
+    word: str
+
+    def _postprocess_nodes(self, nodes: list[NodeWithScore], query_bundle: Any = None) -> list[NodeWithScore]:
+        return [n for n in nodes if self.word in n.node.text]
+
+
+def test_top_k_and_postprocessors_take_passages_away(index: InfiniPotIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = read_by(monkeypatch)
+    every = index.as_retriever(recall=500).retrieve(QUESTION)
+    assert shown(index.as_retriever(recall=500, similarity_top_k=2).retrieve(QUESTION)) == shown(every[:2])
+    keep = Keep(word="mill")
+    for options in ({"similarity_top_k": 2}, {"node_postprocessors": [keep]}):
+        response = index.as_query_engine(recall=500, **options).query(QUESTION)
+        assert len(response.source_nodes) < len(every)
+        size = sum(p.end - p.start for p in given[-1])
+        assert response.metadata["infinipot"]["recalled_tokens"] == size
+        assert size <= sum(len(n.node.text) for n in response.source_nodes) + 4 * len(response.source_nodes)
+    said = index.as_chat_engine(recall=500, node_postprocessors=[keep]).chat(QUESTION)
+    assert [n.node.node_id for n in said.source_nodes] == [n.node.node_id for n in response.source_nodes]
+    nothing = Keep(word="zebra")
+    assert index.as_query_engine(node_postprocessors=[nothing]).query(QUESTION).response == "Empty Response"
+    with pytest.raises(InfiniPotIndexError, match="similarity_top_k is 0"):
+        index.as_retriever(similarity_top_k=0)
+    foreign = [NodeWithScore(node=TextNode(text="The mill burned."))]
+    with pytest.raises(InfiniPotIndexError, match="no passage of this index"):
+        index.as_query_engine().synthesize(QueryBundle(QUESTION), foreign)
+
+
+def names(heard: list[Any]) -> list[str]:
+    return [type(event).__name__ for event in heard]
+
+
+THEIRS_ALONE = {"LLMPredictStartEvent", "LLMPredictEndEvent"}
+"""What LlamaIndex's synthesizers tell about the prompt template that they fill; no template is filled here."""
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_events_are_those_of_a_retriever_query_engine(index: InfiniPotIndex, streaming: bool) -> None:
+    synthesizer = get_response_synthesizer(llm=index.llm, streaming=streaming)
+    theirs = RetrieverQueryEngine(index.as_retriever(), synthesizer)
+    mine = index.as_query_engine(streaming=streaming)
+
+    async def ask(engine: Any, is_async: bool) -> list[str]:
+        with listening() as heard:
+            if not is_async:
+                str(engine.query(QUESTION))
+            elif streaming:
+                _ = [p async for p in (await engine.aquery(QUESTION)).async_response_gen()]
+            else:
+                await engine.aquery(QUESTION)
+        told = [name for name in names(heard) if name not in THEIRS_ALONE and name != "SpanDropEvent"]
+        return [name for name, after in zip(told, [*told[1:], ""], strict=True) if name != after]
+
+    for is_async in (False, True):
+        assert await ask(mine, is_async) == await ask(theirs, is_async)
+
+
+def test_events_can_be_written_down(index: InfiniPotIndex) -> None:
+    with listening() as heard:
+        index.as_query_engine().query(QUESTION)
+    assert names(heard)[0] == "QueryStartEvent"
+    assert names(heard)[-1] == "QueryEndEvent"
+    end = next(e for e in heard if type(e).__name__ == "SynthesizeEndEvent")
+    assert end.response.source_nodes
+    retrieved = next(e for e in heard if type(e).__name__ == "RetrievalEndEvent")
+    assert retrieved.nodes
+    for event in heard:
+        json.dumps(event.model_dump(mode="json"), default=str)
+
+
+def test_callbacks_of_the_older_kind() -> None:
+    debug, counter = LlamaDebugHandler(print_trace_on_end=False), TokenCountingHandler(tokenizer=str.split)
+    manager = CallbackManager([debug, counter])
+    index = InfiniPotIndex.from_documents([river()], llm=tiny_llm(), callback_manager=manager)
+    response = index.as_query_engine().query("How far did it rise?")
+    for kind in (CBEventType.QUERY, CBEventType.RETRIEVE, CBEventType.SYNTHESIZE, CBEventType.LLM):
+        assert len(debug.get_event_pairs(kind)) == 1, kind
+    assert counter.completion_llm_token_count == 12
+    assert counter.prompt_llm_token_count > response.metadata["infinipot"]["recalled_tokens"]
+
+
+async def test_the_loop_is_not_blocked_by_reading_and_asking() -> None:
+    index = InfiniPotIndex.from_documents([*mill_pages(), river()], llm=tiny_llm(options={"store": False}), lazy=True)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.005)
+
+    clock = asyncio.create_task(tick())
+    await asyncio.sleep(0)
+    await index.as_query_engine().aquery(QUESTION)
+    clock.cancel()
+    assert ticks > 10
+
+
+def test_leaving_a_stream_frees_the_model(index: InfiniPotIndex) -> None:
+    response = index.as_query_engine(streaming=True, max_new_tokens=300).query(QUESTION)
+    stream = response.response_gen
+    next(stream)
+    stream.close()
+    lock = index.llm.assistant.llm.adapter.lock
+    assert lock.acquire(timeout=10)
+    lock.release()
+    assert index.as_query_engine().query(QUESTION).response
+
+
+async def test_first_questions_at_once_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = reads(monkeypatch)
+    index = InfiniPotIndex.from_documents([*mill_pages(), river()], llm=tiny_llm(options={"store": False}), lazy=True)
+    engine = index.as_query_engine()
+    answers = await asyncio.gather(*(engine.aquery(QUESTION) for _ in range(4)))
+    assert len({a.response for a in answers}) == 1
+    assert read == ["mill.pdf", "river"]
+
+
+def test_as_a_tool(index: InfiniPotIndex) -> None:
+    tool = QueryEngineTool.from_defaults(index.as_query_engine(), name="mills", description="About mills.")
+    output = tool.call(QUESTION)
+    assert output.content == index.as_query_engine().query(QUESTION).response
+    assert output.raw_output.source_nodes
+
+
+class TwoQuestions(BaseQuestionGenerator):
+    def generate(self, tools: Any, query: QueryBundle) -> list[SubQuestion]:
+        return [SubQuestion(sub_question=q, tool_name="mills") for q in (QUESTION, "How far did the river rise?")]
+
+    async def agenerate(self, tools: Any, query: QueryBundle) -> list[SubQuestion]:
+        return self.generate(tools, query)
+
+    def _get_prompts(self) -> dict[str, Any]:
+        return {}
+
+    def _update_prompts(self, prompts: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("use_async", [False, True])
+def test_in_a_sub_question_engine(index: InfiniPotIndex, use_async: bool) -> None:
+    tool = QueryEngineTool.from_defaults(index.as_query_engine(), name="mills", description="About mills.")
+    engine = SubQuestionQueryEngine.from_defaults(
+        [tool], question_gen=TwoQuestions(), llm=index.llm, use_async=use_async, verbose=False,
+        response_synthesizer=get_response_synthesizer(llm=MockLLM(), use_async=use_async),
+    )  # fmt: skip
+    response = engine.query("Which burned?")
+    told = [n.node.text for n in response.source_nodes]
+    assert sum(text.startswith("Sub question: ") for text in told) == 2
+    assert any("mill number" in text for text in told)
+
+
+async def test_in_an_evaluator(index: InfiniPotIndex) -> None:
+    response = index.as_query_engine().query(QUESTION)
+    judge = FaithfulnessEvaluator(llm=MockLLM())
+    result = await judge.aevaluate_response(query=QUESTION, response=response)
+    assert result.contexts == [n.node.get_content() for n in response.source_nodes]
+    assert any("mill number 4" in context for context in result.contexts or [])
+
+
+def test_the_retriever_serves_other_engines(index: InfiniPotIndex) -> None:
+    engine = RetrieverQueryEngine(index.as_retriever(), get_response_synthesizer(llm=MockLLM()))
+    prompt = str(engine.query(QUESTION))  # what MockLLM says is its prompt
+    assert "page_label: A-4" in prompt
+    assert "start_char_idx" not in prompt
+
+
+def test_an_engine_of_documents() -> None:
+    engine = InfiniPotQueryEngine.from_documents([river()], tiny_llm(), max_new_tokens=3)
+    assert engine.query("How far did it rise?").source_nodes[0].node.ref_doc_id == "river"
+    with pytest.raises(QuestionError):
+        engine.query("   ")
+
+
+def test_followup_by_the_pot_takes_one_document(index: InfiniPotIndex) -> None:
+    with pytest.raises(QuestionError, match="several memories were joined"):
+        index.as_query_engine(followup="reuse").query(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"followup": "remember"}, "followup is 'remember': give one of recall, reuse, reread"),
+        ({"output_cls": int}, "no option 'output_cls'"),
+        ({"strem": True}, "no option 'strem'"),
+    ],
+)
+def test_wrong_options(index: InfiniPotIndex, options: dict[str, Any], sentence: str) -> None:
+    for make in (index.as_query_engine, index.as_chat_engine):
+        with pytest.raises(InfiniPotIndexError, match=sentence):
+            make(**options)
+    with pytest.raises(QuestionError, match="0 tokens cannot be recalled"):
+        index.as_query_engine(recall=0).query(QUESTION)
+
+
+def test_what_tutorials_pass_and_means_nothing_here_is_taken(index: InfiniPotIndex) -> None:
+    engine = index.as_query_engine(response_mode="compact", use_async=True, verbose=False)
+    assert engine.query(QUESTION).response
+    assert engine.get_prompts() == {}
+
+
+def test_transcripts_tell_speaker_and_time() -> None:
+    lines = "\n\n".join(
+        f"00:0{i}:00.000 --> 00:0{i}:30.000\n<v {'Ann' if i % 2 else 'Bob'}>The mill number {i} shall be sold in June."
+        for i in range(1, 7)
+    )
+    talk = Document(text=f"WEBVTT\n\n{lines}\n", metadata={"file_name": "board.vtt"}, id_="talk")
+    index = InfiniPotIndex.from_documents([talk], llm=tiny_llm())
+    told = index.as_retriever(recall=60).retrieve("Which mill shall be sold, number 4?")[0].node.metadata
+    assert told["speaker"] in ("Ann", "Bob")
+    assert told["time"] % 60 == 0
+    assert told["page_label"] == "1"

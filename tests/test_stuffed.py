@@ -1,0 +1,102 @@
+"""What was stuffed into a message is told apart from the template around it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infinipot_llm.answering.prompt import Message
+from infinipot_llm.errors import QuestionTooLongError
+from infinipot_llm.stuffed import MOST_FRAME_TOKENS, unstuffed
+
+CONTEXT = "\n\n".join(f"Mill number {i} stood by the river and was owned by a family." for i in range(300))
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def test_a_stuffed_chain() -> None:
+    prompt = f"Use the context to answer.\n\n{CONTEXT}\n\nQuestion: Who owned mill 7?\nHelpful Answer:"
+    left, documents = unstuffed([Message("user", prompt)], words, 500)
+    assert left == [Message("user", "Use the context to answer.\n\nQuestion: Who owned mill 7?\nHelpful Answer:")]
+    assert [d.text for d in documents] == [CONTEXT]
+    assert documents[0].name == "prompt"
+
+
+def test_a_query_behind_a_drawn_line() -> None:
+    prompt = (
+        f"Context information is below.\n---------------------\n{CONTEXT}\n---------------------\nGiven the context "
+        "information and not prior knowledge, answer the query.\nQuery: Who owned mill 7?\nAnswer: "
+    )
+    left, documents = unstuffed([Message("user", prompt)], words, 500)
+    assert left[0].text.startswith("Context information is below.")
+    assert left[0].text.endswith("Given the context information and not prior knowledge, answer the query.\n"
+                                 "Query: Who owned mill 7?\nAnswer:")  # fmt: skip
+    assert "Mill number 0 " in documents[0].text
+    assert "Mill number 299 " in documents[0].text
+    assert documents[0].text == CONTEXT
+
+
+def test_a_system_message_with_the_context_in_it() -> None:
+    talk = [Message("system", f"Answer from this.\n\n{CONTEXT}\n\nAnswer in French."), Message("user", "Who?")]
+    left, documents = unstuffed(talk, words, 500)
+    assert left == [Message("system", "Answer from this.\n\nAnswer in French."), Message("user", "Who?")]
+    assert documents[0].text == CONTEXT
+
+
+def test_the_question_may_stand_in_the_last_line() -> None:
+    one_paragraph = CONTEXT.replace("\n\n", "\n")
+    left, documents = unstuffed([Message("user", f"{one_paragraph}\nWho owned mill 7?")], words, 500)
+    assert left[0].text == "Who owned mill 7?"
+    assert documents[0].text == one_paragraph
+
+
+def test_an_answer_line_alone_is_not_the_question() -> None:
+    left, _ = unstuffed([Message("user", f"{CONTEXT}\n\nQuestion: Who?\n\nThink.\n\nAnswer:")], words, 500)
+    assert left[0].text.endswith("Question: Who?\n\nThink.\n\nAnswer:")
+
+
+def test_questions_within_the_context_stay_there() -> None:
+    faq = "\n\n".join(f"Question: What is item {i}?\nAnswer: it is thing {i} of the long list." for i in range(99))
+    left, documents = unstuffed([Message("user", f"{faq}\n\n{CONTEXT}\n\nWho owned mill 7?")], words, 500)
+    assert left[0].text.endswith("Who owned mill 7?")
+    assert documents[0].text.startswith("Question: What is item 1?")
+    assert "item 98" in documents[0].text
+
+
+def test_two_stuffed_messages_are_two_documents() -> None:
+    talk = [Message("user", f"First.\n\n{CONTEXT}\n\nRemember."), Message("assistant", "Yes."),
+            Message("user", f"Second.\n\n{CONTEXT} More.\n\nWho?")]  # fmt: skip
+    left, documents = unstuffed(talk, words, 500)
+    assert [m.text for m in left] == ["First.\n\nRemember.", "Yes.", "Second.\n\nWho?"]
+    assert [d.name for d in documents] == ["prompt, part 1", "prompt, part 2"]
+    assert documents[1].text.endswith("More.")
+
+
+def test_what_fits_is_left_alone() -> None:
+    talk = [Message("system", "Be brief."), Message("user", CONTEXT + "\n\nWho?")]
+    assert unstuffed(talk, words, 10_000) == (talk, [])
+    many = [Message("user", "word " * 100)] * 50  # long together, none of them long
+    assert unstuffed(many, words, 500) == (many, [])
+
+
+@pytest.mark.parametrize("text", ["word " * 5000, ("word " * 2000 + "\n\n") * 3, "word " * 3000 + "\n" + "word " * 300])
+def test_a_long_message_without_a_question_at_its_end_is_refused(text: str) -> None:
+    with pytest.raises(QuestionTooLongError, match="paragraph of its own"):
+        unstuffed([Message("user", text)], words, 500)
+
+
+@given(st.lists(st.sampled_from(["one two. ", "\n", "\n\n", "----\n", "Query: ", "x" * 50 + " "]), max_size=900))
+def test_no_word_is_lost(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    try:
+        left, documents = unstuffed([Message("user", text), Message("user", "Who?")], words, 600)
+    except QuestionTooLongError:
+        return
+    kept = " ".join([left[0].text, *(d.text for d in documents)])
+    lines = {"----"}  # borders that were drawn may go with the cut
+    assert sorted(w for w in kept.split() if w not in lines) == sorted(w for w in text.split() if w not in lines)
+    if documents:
+        assert words(left[0].text) <= 2 * MOST_FRAME_TOKENS
