@@ -13,6 +13,7 @@ from llama_index.core.chat_engine import CondenseQuestionChatEngine, SimpleChatE
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.memory import ChatMemoryBuffer, Memory
 from llama_index.indices.managed.infinipot import InfiniPotChatEngine, InfiniPotIndex
+from llama_index.indices.managed.infinipot.nodes import passages_in
 
 from infinipot_llm.memory.memory import DocumentMemory
 
@@ -68,13 +69,11 @@ def test_a_follow_up_is_the_memory_s_follow_up(index: InfiniPotIndex, monkeypatc
 
 
 def test_earlier_turns_take_part_in_looking(index: InfiniPotIndex) -> None:
-    alone = index.as_retriever(recall=100).retrieve("And the owner?")
-    chat = index.as_chat_engine(
-        recall=100,
-        chat_history=[ChatMessage(content="Mill number 5?"), ChatMessage(role="assistant", content="In 1905.")],
-    )
-    behind = chat.chat("And the owner?").source_nodes
-    assert {n.node.node_id for n in behind} != {n.node.node_id for n in alone}
+    memory, _ = index.memory_and_sources()
+    history = [ChatMessage(content="Mill number 5?"), ChatMessage(role="assistant", content="In 1905.")]
+    read = passages_in(index.as_chat_engine(recall=100, chat_history=history).chat("And the owner?").source_nodes)
+    assert read == memory.passages("And the owner?", history=[("Mill number 5?", "In 1905.")], recall=100)
+    assert read != memory.passages("And the owner?", recall=100)
 
 
 def test_reset(index: InfiniPotIndex, asked: list[str]) -> None:

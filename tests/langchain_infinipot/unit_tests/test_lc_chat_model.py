@@ -210,7 +210,8 @@ def test_traces_hold_the_id_of_a_bound_document_and_not_its_text() -> None:
     assert len(heard.params) == 4
     for told in heard.params:
         assert told[1]["document"] == [DOC.id]
-        assert DOC.text not in json.dumps(told)
+        assert DOC.text not in json.dumps(told[:2])
+        assert DOC.text not in repr(told[2])  # before langchain-core 1.7 the options of a stream are the call's own
 
 
 def test_options_of_a_call_come_before_those_of_the_model() -> None:
