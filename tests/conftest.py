@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from infinipot_llm.config import PotConfig
@@ -19,6 +20,7 @@ from infinipot_llm.models.text import TextCodec
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
+DOCUMENTS = Path(__file__).resolve().parents[1] / "examples" / "documents"
 SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -102,6 +104,28 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_tokens(["<tool_call>"])  # an added token that is not special, as Qwen has
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def word_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model of words for tokens, so that a whole report is read in seconds."""
+    folder = tmp_path_factory.mktemp("model")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
+    core.train([str(DOCUMENTS / "hollin_valley.md")], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    model = tiny_model("llama", vocab_size=len(tokenizer), num_hidden_layers=2, max_position_embeddings=8192)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

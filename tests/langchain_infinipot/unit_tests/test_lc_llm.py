@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document as Page
@@ -14,7 +15,6 @@ from langchain_core.exceptions import ContextOverflowError, LangChainException
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
-from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_infinipot import InfiniPotLLM
 from lc_fakes import FakeAssistant
 
@@ -212,12 +212,10 @@ def test_a_catalyst_is_the_question_of_a_stuffed_prompt(tiny_llm: InfiniPot, tai
     assert replies[0].how == "recall"
 
 
-def test_a_stuff_chain_with_pages_of_a_loader(tiny_llm: InfiniPot) -> None:
-    """What create_stuff_documents_chain of langchain_classic builds, by hand: that package is not among ours."""
+def test_the_stuff_chain_of_langchain_with_pages_of_a_loader(tiny_llm: InfiniPot) -> None:
     model, replies = real(tiny_llm)
-    joined = RunnableLambda(lambda x: "\n\n".join(page.page_content for page in x["context"]))
     prompt = PromptTemplate.from_template("Answer from this context:\n\n{context}\n\nQuestion: {question}\nAnswer:")
-    chain = RunnablePassthrough.assign(context=joined) | prompt | model | StrOutputParser()
+    chain = create_stuff_documents_chain(model, prompt)
     pages = [Page(page_content=part) for part in LONG.split("\n\n")]
     chain.invoke({"context": pages, "question": "When is the lamp of room 7 lit?"})
     (document,) = replies[0].documents
