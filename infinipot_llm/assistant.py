@@ -10,14 +10,10 @@ not fit is taken for a document too (`stuffed.py`).
 
 from __future__ import annotations
 
-import re
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from infinipot_llm.answering.answer import Answer
 from infinipot_llm.answering.compose import compose
@@ -25,10 +21,9 @@ from infinipot_llm.answering.decode import Sampling
 from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidied
 from infinipot_llm.answering.prompt import Message, Prompt
 from infinipot_llm.documents import Document
-from infinipot_llm.documents.document import ID_PREFIX
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError, QuestionTooLongError
-from infinipot_llm.memory.joined import joined
+from infinipot_llm.library import GoneError, Library, telling
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Passage, pot_of_text
 from infinipot_llm.memory.store import MemoryStore
@@ -36,13 +31,7 @@ from infinipot_llm.memory.waiting import awaited, awaited_pieces_and_value, piec
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader, ReadStats
-from infinipot_llm.progress import reading_bar
 from infinipot_llm.stuffed import unstuffed
-
-MOST_MEMORIES = 16
-"""Memories that are held open; without a store, the documents of others must be read again."""
-
-_K = TypeVar("_K")
 
 How = Literal["plain", "whole", "recall", "reuse", "reread"]
 
@@ -69,10 +58,6 @@ class Reply:
     remembered_tokens: int
 
 
-class _GoneError(Exception):
-    """Whoever asked went away while documents were read."""
-
-
 class Assistant:
     """A model that answers messages, from documents where there are some.
 
@@ -81,15 +66,15 @@ class Assistant:
     Attributes:
         llm: The model, its budget and settings.
         store: Where memories of documents are kept; None keeps them in this process alone.
+        library: The documents that were read.
     """
 
     def __init__(self, llm: InfiniPot, store: MemoryStore | None = None) -> None:
         """Put an assistant together; `Assistant.shared` shares the weights with all others of the process."""
         self.llm = llm
         self.store = store
-        self._reading = threading.Lock()  # a document that two threads want is read once
-        self._memories: OrderedDict[str, DocumentMemory] = OrderedDict()  # by content hash
-        self._joined: OrderedDict[tuple[str, ...], DocumentMemory] = OrderedDict()
+        self.library = Library(llm, store)
+        self._text: tuple[object, TokenizedText] | None = None  # the documents last tokenised
         self._whole: tuple[object, Pot] | None = None  # the prompt last read as it is, up to the documents' end
 
     @classmethod
@@ -146,63 +131,33 @@ class Assistant:
             DocumentError: A document holds no text.
             StoreError: The store cannot be used.
         """
-        config, form = self.llm.config, self.llm.form
-        talk = tidied(messages)
-        limit = config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        room = config.budget - limit - len(form.prefix) - len(form.before_question) - len(form.after_question)
-        talk, stuffed = unstuffed(talk, self.count_tokens, room)
+        form, limit = self.llm.form, max_new_tokens or self.llm.config.max_new_tokens
+        frame = len(form.prefix) + len(form.before_question) + len(form.after_question)
+        talk, stuffed = unstuffed(tidied(messages), self.count_tokens, self.llm.config.budget - limit - frame)
         several = tuple({d.content_hash: d for d in (*documents, *stuffed)}.values())
-        with self.llm.adapter.lock:
-            text = form.codec.document(several)
+        text = self._tokenised(several)
         if several and not len(text):
             raise DocumentError("the document has no text: there is nothing to read.")
-
-        def fits(prompt: Prompt, beside: int) -> bool:
-            return len(prompt.before) + len(prompt.behind) + limit + beside <= config.budget
-
-        prompt = prompt_of(form, talk, document=bool(several))
-        whole = fits(prompt, len(text)) and config.followup != "reread"
-        beside = 0 if whole or not several else min(config.recall, (config.budget - limit) // 2)
-        notes = []
-        dropped = 0
-        while not fits(prompt, beside) and (shorter := last_turns_dropped(talk)) is not None:
-            talk, dropped = shorter, dropped + 1
-            prompt = prompt_of(form, talk, document=bool(several))
-        if dropped:
-            notes.append(f"{dropped} earlier turn{'' if dropped == 1 else 's'} no longer fit and left out.")
-        if max_new_tokens is None and not fits(prompt, beside):
-            limit = max(1, config.budget - len(prompt.before) - len(prompt.behind) - beside)
-        if not fits(prompt, 1 if beside else 0):
-            raise QuestionTooLongError(
-                f"the question has {len(prompt.before) + len(prompt.behind)} tokens with the prompt around it, which "
-                f"with an answer of {limit} do not fit into a budget of {config.budget}: ask more briefly, lower "
-                "max_new_tokens, or raise the budget."
-            )
+        prompt, limit, whole, notes = self._fitted(talk, len(text), max_new_tokens)
         if catalyst is not None:
             prompt = replace(prompt, query=tuple(form.question(catalyst)), question=catalyst)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling = Sampling(limit, temperature, top_p, stops, seed)
         options |= {"notes": notes, "cancelled": cancelled}
-        if whole or not several:
+        if whole:
             return self._from_whole(text, prompt, sampling, options)
-        if config.shelf == "off":
-            return self._from_one_reading(text, prompt, sampling, options, progress)
-        try:
-            memory, read = self._remembered(several, progress, cancelled)
-        except _GoneError:
-            memory, read, options["cancelled"] = None, 0, lambda: True
-        if memory is None:
-            answer = compose(
-                self.llm.adapter, form.codec, text, ReadStats(len(text)), prompt, self._nothing, sampling, **options
-            )
-            return Reply(answer, "recall", several, len(text) + len(prompt.before) + len(prompt.behind), 0, 0)
-        if config.followup == "reuse" and talk[0].role == "system":
+        if self.llm.config.followup == "reuse" and talk[0].role == "system":
             notes.append("the system message took no part: with followup='reuse' the pot was read with its own.")
-        answer = memory.answer(prompt, sampling, **options)
-        again = len(memory.text) if config.followup == "reread" else 0
-        total = len(memory.text)
-        size = total + len(prompt.before) + len(prompt.behind)
-        return Reply(answer, config.followup, memory.documents, size, max(read, again), total - max(read, again))
+        try:
+            if self.llm.config.shelf == "off":
+                return self._from_one_reading(text, prompt, sampling, options, progress)
+            return self._from_memory(several, prompt, sampling, options, progress)
+        except GoneError:  # nobody waits any more
+            options |= {"cancelled": lambda: True}
+            read = ReadStats(len(text))
+            answer = compose(self.llm.adapter, form.codec, text, read, prompt, self._nothing, sampling, **options)
+            how: How = "reread" if self.llm.config.shelf == "off" else self.llm.config.followup
+            return Reply(answer, how, several, _size(text, prompt), 0, 0)
 
     def stream(
         self, messages: Sequence[Message], documents: Sequence[Document] = (), **options: Any
@@ -230,7 +185,7 @@ class Assistant:
             DocumentError: There is nothing to read.
             StoreError: The store cannot be used.
         """
-        return self._remembered(tuple(documents), progress, None)[0]
+        return self.library.memory(documents, progress=progress)[0]
 
     def recognised(self, document_id: str) -> Document:
         """Return the document with this id (`Document.id`), when a memory of it is here or in the store.
@@ -238,20 +193,58 @@ class Assistant:
         Raises:
             DocumentError: The id is malformed, or no memory of that document is known.
         """
-        if not re.fullmatch(rf"{ID_PREFIX}[0-9a-f]{{64}}", document_id):
-            raise DocumentError(f"a document's id is {ID_PREFIX} and 64 hex digits: give the id of one that was read.")
-        content = document_id.removeprefix(ID_PREFIX)
-        memory = self._memories.get(content)
-        if memory is None and self.store is not None and (path := self.store.get(self.llm.key_of(content))):
-            memory = self.llm.load(path)
-            self._keep(self._memories, content, memory)
-        if memory is None:
-            raise DocumentError(f"no memory of {document_id[:12]}... is known here: give the document itself once.")
-        return memory.documents[0]
+        return self.library.recognised(document_id)
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens of this model a text is."""
         return len(self.llm.form.codec.untrusted(text))
+
+    def _tokenised(self, documents: Sequence[Document]) -> TokenizedText:
+        """Return the tokens of documents; those of the last ones are kept, since questions come one after another."""
+        key = tuple((d.content_hash, d.name) for d in documents)
+        kept = self._text
+        if kept is None or kept[0] != key:
+            with self.llm.adapter.lock:
+                kept = self._text = key, self.llm.form.codec.document(documents)
+        return kept[1]
+
+    def _fitted(
+        self, talk: list[Message], tokens: int, max_new_tokens: int | None
+    ) -> tuple[Prompt, int, bool, list[str]]:
+        """Fit a conversation into the budget.
+
+        Args:
+            talk: The conversation, tidied.
+            tokens: Of the documents; 0 where there are none.
+            max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.
+
+        Returns:
+            The prompt, the limit of the answer, whether prompt and documents fit as they are, and sentences on what was
+            left out.
+        """
+        config, form = self.llm.config, self.llm.form
+        limit = config.max_new_tokens if max_new_tokens is None else max_new_tokens
+
+        def free(prompt: Prompt) -> int:
+            return config.budget - limit - len(prompt.before) - len(prompt.behind)
+
+        prompt = prompt_of(form, talk, document=tokens > 0)
+        whole = not tokens or (free(prompt) >= tokens and config.followup != "reread")
+        beside = tokens if whole else min(config.recall, (config.budget - limit) // 2)
+        dropped = 0
+        while free(prompt) < beside and (shorter := last_turns_dropped(talk)) is not None:
+            talk, dropped = shorter, dropped + 1
+            prompt = prompt_of(form, talk, document=tokens > 0)
+        if max_new_tokens is None and free(prompt) < beside:
+            limit = max(1, limit + free(prompt) - beside)
+        if free(prompt) < min(1, tokens):
+            raise QuestionTooLongError(
+                f"the question has {len(prompt.before) + len(prompt.behind)} tokens with the prompt around it, which "
+                f"with an answer of {limit} do not fit into a budget of {config.budget}: ask more briefly, lower "
+                "max_new_tokens, or raise the budget."
+            )
+        notes = [f"{dropped} earlier turn{'' if dropped == 1 else 's'} no longer fit and left out."] if dropped else []
+        return prompt, limit, whole, notes
 
     def _from_whole(self, text: TokenizedText, prompt: Prompt, sampling: Sampling, options: dict[str, Any]) -> Reply:
         """Answer from documents (or none) read as they are; what was read last is kept for the next question."""
@@ -270,9 +263,23 @@ class Assistant:
 
         stats = ReadStats(total, total, slots=len(prompt.before) + total, budget=llm.config.budget)
         answer = compose(llm.adapter, llm.form.codec, text, stats, prompt, state, sampling, **options)
-        size = total + len(prompt.before) + len(prompt.behind)
         read = 0 if found is not None else total
-        return Reply(answer, "whole" if total else "plain", text.documents, size, read, total - read)
+        return Reply(answer, "whole" if total else "plain", text.documents, _size(text, prompt), read, total - read)
+
+    def _from_memory(
+        self,
+        documents: Sequence[Document],
+        prompt: Prompt,
+        sampling: Sampling,
+        options: dict[str, Any],
+        progress: Any,
+    ) -> Reply:
+        """Answer from memories of documents."""
+        memory, read = self.library.memory(documents, progress=progress, cancelled=options["cancelled"])
+        answer = memory.answer(prompt, sampling, **options)
+        how, total = self.llm.config.followup, len(memory.text)
+        read = total if how == "reread" else read
+        return Reply(answer, how, memory.documents, _size(memory.text, prompt), read, total - read)
 
     def _from_one_reading(
         self, text: TokenizedText, prompt: Prompt, sampling: Sampling, options: dict[str, Any], progress: Any
@@ -283,82 +290,22 @@ class Assistant:
 
         def state() -> tuple[Pot, int]:
             nonlocal done
-            with _telling(len(text), progress, options["cancelled"]) as told:
+            with telling(len(text), progress, options["cancelled"]) as told:
                 reserve = len(prompt.behind) + sampling.max_new_tokens
                 pot, done = Reader(llm.adapter, llm.config).read(
                     text, prompt.before, [prompt.behind], reserve, progress=told
                 )
             return pot, 0
 
-        try:
-            answer = compose(llm.adapter, llm.form.codec, text, done, prompt, state, sampling, **options)
-        except _GoneError:
-            options["cancelled"] = lambda: True
-            answer = compose(llm.adapter, llm.form.codec, text, done, prompt, self._nothing, sampling, **options)
+        answer = compose(llm.adapter, llm.form.codec, text, done, prompt, state, sampling, **options)
         answer = replace(answer, usage=replace(answer.usage, read=done))
-        return Reply(
-            answer, "reread", text.documents, len(text) + len(prompt.before) + len(prompt.behind), len(text), 0
-        )
-
-    def _remembered(
-        self, documents: Sequence[Document], progress: Any, cancelled: Callable[[], bool] | None
-    ) -> tuple[DocumentMemory, int]:
-        """Return a memory of documents, and how many of its tokens were read for it now."""
-        if not documents:
-            raise DocumentError("no document was given: name at least one.")
-        read = 0
-        memories = []
-        with self._mine(cancelled):
-            for document in documents:
-                memory = self._memories.get(document.content_hash)
-                if memory is None:
-                    found = self.store is not None and self.store.get(self.llm.key([document])) is not None
-                    with _telling(len(document.text) // 4, progress, cancelled) as told:
-                        memory = self.llm.read(document, store=self.store, progress=told)
-                    read += 0 if found else len(memory.text)
-                self._keep(self._memories, document.content_hash, memory)
-                same_name = memory.documents[0].name == document.name
-                memories.append(memory if same_name else memory.renamed((document,)))
-            if len(memories) == 1:
-                return memories[0], read
-            key = tuple(f"{d.content_hash} {d.name}" for d in documents)
-            both = self._joined.get(key) or joined(memories)
-            self._keep(self._joined, key, both)
-        return both, read
-
-    @contextmanager
-    def _mine(self, cancelled: Callable[[], bool] | None) -> Iterator[None]:
-        """Wait until no other thread reads."""
-        while not self._reading.acquire(timeout=0.1):
-            if cancelled is not None and cancelled():
-                raise _GoneError
-        try:
-            yield
-        finally:
-            self._reading.release()
-
-    @staticmethod
-    def _keep(kept: OrderedDict[_K, DocumentMemory], key: _K, memory: DocumentMemory) -> None:
-        """Put a memory last among those kept, and let the first go where there are too many."""
-        kept[key] = memory
-        kept.move_to_end(key)
-        while len(kept) > MOST_MEMORIES:
-            kept.popitem(last=False)
+        return Reply(answer, "reread", text.documents, _size(text, prompt), len(text), 0)
 
     @staticmethod
     def _nothing() -> tuple[Pot, int]:
         raise AssertionError("a cancelled answer needs no pot")
 
 
-@contextmanager
-def _telling(tokens: int, progress: Any, cancelled: Callable[[], bool] | None) -> Iterator[Callable[[ReadStats], None]]:
-    """Yield what is told after every forward pass: it passes that on, and ends the reading when nobody waits for it."""
-    with reading_bar(tokens, progress) as bar:
-
-        def told(stats: ReadStats) -> None:
-            if cancelled is not None and cancelled():
-                raise _GoneError
-            if bar is not None:
-                bar(stats)
-
-        yield told
+def _size(text: TokenizedText, prompt: Prompt) -> int:
+    """Return the tokens of everything that was given."""
+    return len(text) + len(prompt.before) + len(prompt.behind)

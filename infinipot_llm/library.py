@@ -1,0 +1,140 @@
+"""Library: documents that were read, each once, however many threads and conversations ask for them."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from infinipot_llm.documents import Document
+from infinipot_llm.documents.document import ID_PREFIX
+from infinipot_llm.engine import InfiniPot
+from infinipot_llm.errors import DocumentError
+from infinipot_llm.memory.joined import joined
+from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.memory.store import MemoryStore
+from infinipot_llm.pot.reader import ReadStats
+from infinipot_llm.progress import reading_bar
+
+MOST_MEMORIES = 16
+"""Memories that are held open; without a store, the documents of others must be read again."""
+
+
+class GoneError(Exception):
+    """Whoever asked went away while documents were read."""
+
+
+class Library:
+    """Memories of documents, by content: the last ones open, all of them in the store.
+
+    Attributes:
+        llm: What reads.
+        store: Where memories are kept; None keeps the last ones in this process alone.
+    """
+
+    def __init__(self, llm: InfiniPot, store: MemoryStore | None = None) -> None:
+        self.llm = llm
+        self.store = store
+        self._reading = threading.Lock()  # a document that two threads want is read once
+        self._keeping = threading.Lock()  # while the order below changes
+        self._memories: OrderedDict[tuple[str, ...], DocumentMemory] = OrderedDict()
+
+    def memory(
+        self,
+        documents: Sequence[Document],
+        *,
+        progress: Any = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> tuple[DocumentMemory, int]:
+        """Return a memory of documents, several joined, and how many of its tokens were read for it now.
+
+        Args:
+            documents: Of what.
+            progress: As in InfiniPot.read.
+            cancelled: Asked while waiting and after every forward pass.
+
+        Raises:
+            DocumentError: There is nothing to read.
+            StoreError: The store cannot be used.
+            GoneError: `cancelled` said so.
+        """
+        if not documents:
+            raise DocumentError("no document was given: name at least one.")
+        read = 0
+        memories = []
+        with self._mine(cancelled):
+            for document in documents:
+                memory, now = self._one(document, progress, cancelled)
+                read += now
+                memories.append(memory)
+            if len(memories) == 1:
+                return memories[0], read
+            key = tuple(f"{d.content_hash} {d.name}" for d in documents)
+            return self._kept(key, self._memories.get(key) or joined(memories)), read
+
+    def recognised(self, document_id: str) -> Document:
+        """Return the document with this id (`Document.id`), when a memory of it is here or in the store.
+
+        Raises:
+            DocumentError: The id is malformed, or no memory of that document is known.
+        """
+        if not re.fullmatch(rf"{ID_PREFIX}[0-9a-f]{{64}}", document_id):
+            raise DocumentError(f"a document's id is {ID_PREFIX} and 64 hex digits: give the id of one that was read.")
+        content = document_id.removeprefix(ID_PREFIX)
+        memory = self._memories.get((content,))
+        if memory is None and self.store is not None and (path := self.store.get(self.llm.key_of(content))):
+            memory = self._kept((content,), self.llm.load(path))
+        if memory is None:
+            raise DocumentError(f"no memory of {document_id[:12]}... is known here: give the document itself once.")
+        return memory.documents[0]
+
+    def _one(
+        self, document: Document, progress: Any, cancelled: Callable[[], bool] | None
+    ) -> tuple[DocumentMemory, int]:
+        """Return the memory of one document, under the name that it has now, and how many tokens were read for it."""
+        read = 0
+        memory = self._memories.get((document.content_hash,))
+        if memory is None:
+            found = self.store is not None and self.store.get(self.llm.key([document])) is not None
+            with telling(len(document.text) // 4, progress, cancelled) as told:
+                memory = self.llm.read(document, store=self.store, progress=told)
+            read = 0 if found else len(memory.text)
+        self._kept((document.content_hash,), memory)
+        return memory if memory.documents[0].name == document.name else memory.renamed((document,)), read
+
+    def _kept(self, key: tuple[str, ...], memory: DocumentMemory) -> DocumentMemory:
+        """Put a memory last among those that are open, and let the first go where there are too many."""
+        with self._keeping:
+            self._memories[key] = memory
+            self._memories.move_to_end(key)
+            while len(self._memories) > MOST_MEMORIES:
+                self._memories.popitem(last=False)
+        return memory
+
+    @contextmanager
+    def _mine(self, cancelled: Callable[[], bool] | None) -> Iterator[None]:
+        """Wait until no other thread reads."""
+        while not self._reading.acquire(timeout=0.1):
+            if cancelled is not None and cancelled():
+                raise GoneError
+        try:
+            yield
+        finally:
+            self._reading.release()
+
+
+@contextmanager
+def telling(tokens: int, progress: Any, cancelled: Callable[[], bool] | None) -> Iterator[Callable[[ReadStats], None]]:
+    """Yield what is told after every forward pass: it passes that on, and ends the reading when nobody waits for it."""
+    with reading_bar(tokens, progress) as bar:
+
+        def told(stats: ReadStats) -> None:
+            if cancelled is not None and cancelled():
+                raise GoneError
+            if bar is not None:
+                bar(stats)
+
+        yield told
