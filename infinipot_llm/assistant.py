@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 from infinipot_llm.answering.answer import Answer
@@ -22,10 +21,11 @@ from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidi
 from infinipot_llm.answering.prompt import Message, Prompt
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.errors import DocumentError, QuestionTooLongError
+from infinipot_llm.errors import DocumentError, QuestionError, QuestionTooLongError
 from infinipot_llm.library import GoneError, Library, telling
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Passage, pot_of_text
+from infinipot_llm.memory.shelf import SPAN
 from infinipot_llm.memory.store import MemoryStore
 from infinipot_llm.memory.waiting import awaited, awaited_pieces_and_value, pieces_and_value
 from infinipot_llm.models.text import TokenizedText
@@ -131,33 +131,47 @@ class Assistant:
             DocumentError: A document holds no text.
             StoreError: The store cannot be used.
         """
-        form, limit = self.llm.form, max_new_tokens or self.llm.config.max_new_tokens
+        if unknown := sorted(set(options) - {"citations", "schema", "on_text"}):
+            raise TypeError(f"respond() has no option {unknown[0]!r}")
+        llm, form = self.llm, self.llm.form
+        limit = max_new_tokens or llm.config.max_new_tokens
         frame = len(form.prefix) + len(form.before_question) + len(form.after_question)
-        talk, stuffed = unstuffed(tidied(messages), self.count_tokens, self.llm.config.budget - limit - frame)
-        several = tuple({d.content_hash: d for d in (*documents, *stuffed)}.values())
+        talk, stuffed = unstuffed(tidied(messages), self.count_tokens, llm.config.budget - limit - frame)
+        several = _each_once((*documents, *stuffed))
         text = self._tokenised(several)
-        if several and not len(text):
-            raise DocumentError("the document has no text: there is nothing to read.")
-        prompt, limit, whole, notes = self._fitted(talk, len(text), max_new_tokens)
-        if catalyst is not None:
-            prompt = replace(prompt, query=tuple(form.question(catalyst)), question=catalyst)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        sampling = Sampling(limit, temperature, top_p, stops, seed)
-        options |= {"notes": notes, "cancelled": cancelled}
-        if whole:
-            return self._from_whole(text, prompt, sampling, options)
-        if self.llm.config.followup == "reuse" and talk[0].role == "system":
-            notes.append("the system message took no part: with followup='reuse' the pot was read with its own.")
+        options |= {"cancelled": cancelled}
+
+        def fitted(held: int | None = None) -> tuple[Prompt, Sampling, bool]:
+            prompt, limit, whole, options["notes"] = self._fitted(talk, len(text), max_new_tokens, held)
+            if catalyst is not None:
+                prompt = replace(prompt, query=tuple(form.question(catalyst)), question=catalyst)
+            return prompt, Sampling(limit, temperature, top_p, stops, seed), whole
+
+        prompt, sampling, whole = fitted()
+        how: How = "reread" if llm.config.shelf == "off" else llm.config.followup
+        if not whole and how == "reuse" and len(several) > 1:
+            raise QuestionError("followup='reuse' answers from one document's pot: ask several with 'recall'.")
         try:
-            if self.llm.config.shelf == "off":
-                return self._from_one_reading(text, prompt, sampling, options, progress)
-            return self._from_memory(several, prompt, sampling, options, progress)
+            if whole:
+                return self._from_whole(text, prompt, sampling, options)
+            if how == "reread":
+                looked_for = prompt.behind if catalyst is None else prompt.query
+                return self._from_one_reading(text, prompt, looked_for, sampling, options, progress)
+            memory, read = self.library.memory(several, progress=progress, cancelled=cancelled)
+            if how == "reuse":
+                prompt, sampling, _ = fitted(memory.pot.length)
+                if talk[0].role == "system":
+                    options["notes"].append(
+                        "the system message took no part: with followup='reuse' the pot was read with its own."
+                    )
+            answer = memory.answer(prompt, sampling, followup=how, **options)
+            return Reply(answer, how, memory.documents, _size(text, prompt), read, len(memory.text) - read)
         except GoneError:  # nobody waits any more
             options |= {"cancelled": lambda: True}
-            read = ReadStats(len(text))
-            answer = compose(self.llm.adapter, form.codec, text, read, prompt, self._nothing, sampling, **options)
-            how: How = "reread" if self.llm.config.shelf == "off" else self.llm.config.followup
-            return Reply(answer, how, several, _size(text, prompt), 0, 0)
+            stats = ReadStats(len(text))
+            answer = compose(llm.adapter, form.codec, text, stats, prompt, self._nothing, sampling, **options)
+            return Reply(answer, "whole" if whole else how, several, _size(text, prompt), 0, 0)
 
     def stream(
         self, messages: Sequence[Message], documents: Sequence[Document] = (), **options: Any
@@ -166,17 +180,17 @@ class Assistant:
 
         Leaving the loop ends the reading or decoding, and frees the model.
         """
-        return pieces_and_value(partial(self.respond, messages, documents, **options))
+        return pieces_and_value(self._asking(messages, documents, options))
 
     async def arespond(self, messages: Sequence[Message], documents: Sequence[Document] = (), **options: Any) -> Reply:
         """Answer without blocking the event loop; cancelling the task ends the decoding."""
-        return await awaited(partial(self.respond, messages, documents, **options))
+        return await awaited(self._asking(messages, documents, options))
 
     def astream(
         self, messages: Sequence[Message], documents: Sequence[Document] = (), **options: Any
     ) -> AsyncIterator[str | Reply]:
         """Yield as `stream` does, without blocking the event loop."""
-        return awaited_pieces_and_value(partial(self.respond, messages, documents, **options))
+        return awaited_pieces_and_value(self._asking(messages, documents, options))
 
     def remember(self, documents: Sequence[Document], *, progress: Any = None) -> DocumentMemory:
         """Return a memory of documents: each is read at most once, several are joined under one budget of recall.
@@ -199,17 +213,35 @@ class Assistant:
         """Return how many tokens of this model a text is."""
         return len(self.llm.form.codec.untrusted(text))
 
+    def _asking(
+        self, messages: Sequence[Message], documents: Sequence[Document], options: dict[str, Any]
+    ) -> Callable[..., Reply]:
+        """Return `respond` for somebody who waits: it ends when that one goes, or when the caller says so."""
+        gone, told = options.pop("cancelled", None), options.pop("on_text", None)
+
+        def ask(cancelled: Callable[[], bool], on_text: Callable[[str], None] | None = None) -> Reply:
+            def both(piece: str) -> None:
+                for listener in (on_text, told):
+                    if listener is not None:
+                        listener(piece)
+
+            def nobody_waits() -> bool:
+                return cancelled() or (gone is not None and gone())
+
+            return self.respond(messages, documents, on_text=both, cancelled=nobody_waits, **options)
+
+        return ask
+
     def _tokenised(self, documents: Sequence[Document]) -> TokenizedText:
         """Return the tokens of documents; those of the last ones are kept, since questions come one after another."""
         key = tuple((d.content_hash, d.name) for d in documents)
         kept = self._text
         if kept is None or kept[0] != key:
-            with self.llm.adapter.lock:
-                kept = self._text = key, self.llm.form.codec.document(documents)
+            kept = self._text = key, self.llm.form.codec.document(documents)
         return kept[1]
 
     def _fitted(
-        self, talk: list[Message], tokens: int, max_new_tokens: int | None
+        self, talk: list[Message], tokens: int, max_new_tokens: int | None, held: int | None = None
     ) -> tuple[Prompt, int, bool, list[str]]:
         """Fit a conversation into the budget.
 
@@ -217,6 +249,7 @@ class Assistant:
             talk: The conversation, tidied.
             tokens: Of the documents; 0 where there are none.
             max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.
+            held: Slots of a pot that is filled already, and stands for all before the conversation.
 
         Returns:
             The prompt, the limit of the answer, whether prompt and documents fit as they are, and sentences on what was
@@ -226,37 +259,45 @@ class Assistant:
         limit = config.max_new_tokens if max_new_tokens is None else max_new_tokens
 
         def free(prompt: Prompt) -> int:
-            return config.budget - limit - len(prompt.before) - len(prompt.behind)
+            return config.budget - limit - len(prompt.behind) - (len(prompt.before) if held is None else held)
 
         prompt = prompt_of(form, talk, document=tokens > 0)
-        whole = not tokens or (free(prompt) >= tokens and config.followup != "reread")
-        beside = tokens if whole else min(config.recall, (config.budget - limit) // 2)
+        whole = not tokens or (held is None and free(prompt) >= tokens and config.followup != "reread")
+        beside = tokens if whole else min(config.recall, (config.budget - limit) // 2) if held is None else 0
         dropped = 0
         while free(prompt) < beside and (shorter := last_turns_dropped(talk)) is not None:
             talk, dropped = shorter, dropped + 1
             prompt = prompt_of(form, talk, document=tokens > 0)
-        if max_new_tokens is None and free(prompt) < beside:
-            limit = max(1, limit + free(prompt) - beside)
-        if free(prompt) < min(1, tokens):
+        least = beside if whole else min(beside, SPAN)  # a long question takes from what is recalled first
+        if max_new_tokens is None and free(prompt) < least:
+            limit = max(1, limit + free(prompt) - least)
+        if free(prompt) < min(1, beside):
             raise QuestionTooLongError(
                 f"the question has {len(prompt.before) + len(prompt.behind)} tokens with the prompt around it, which "
                 f"with an answer of {limit} do not fit into a budget of {config.budget}: ask more briefly, lower "
                 "max_new_tokens, or raise the budget."
             )
-        notes = [f"{dropped} earlier turn{'' if dropped == 1 else 's'} no longer fit and left out."] if dropped else []
+        left_out = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
+        notes = [f"{dropped} earlier {left_out} left out."] if dropped else []
         return prompt, limit, whole, notes
 
     def _from_whole(self, text: TokenizedText, prompt: Prompt, sampling: Sampling, options: dict[str, Any]) -> Reply:
         """Answer from documents (or none) read as they are; what was read last is kept for the next question."""
         llm, total = self.llm, len(text)
         key = (prompt.before, tuple((d.content_hash, d.name) for d in text.documents))
-        found = self._whole if self._whole is not None and self._whole[0] == key else None
+        kept = self._whole  # once: another thread may change it in between
+        found = kept if kept is not None and kept[0] == key else None
+        cancelled = options["cancelled"]
+
+        def told() -> None:
+            if cancelled is not None and cancelled():
+                raise GoneError
 
         def state() -> tuple[Pot, int]:
             if found is not None:
                 return found[1], 0
             passages = [Passage(0, total, 0.0)] if total else []
-            pot = pot_of_text(llm.setup, text, passages, llm.config.budget, prompt.before)
+            pot = pot_of_text(llm.setup, text, passages, llm.config.budget, prompt.before, told)
             if total:
                 self._whole = (key, pot)
             return pot, 0
@@ -266,23 +307,14 @@ class Assistant:
         read = 0 if found is not None else total
         return Reply(answer, "whole" if total else "plain", text.documents, _size(text, prompt), read, total - read)
 
-    def _from_memory(
+    def _from_one_reading(
         self,
-        documents: Sequence[Document],
+        text: TokenizedText,
         prompt: Prompt,
+        looked_for: Sequence[int],
         sampling: Sampling,
         options: dict[str, Any],
         progress: Any,
-    ) -> Reply:
-        """Answer from memories of documents."""
-        memory, read = self.library.memory(documents, progress=progress, cancelled=options["cancelled"])
-        answer = memory.answer(prompt, sampling, **options)
-        how, total = self.llm.config.followup, len(memory.text)
-        read = total if how == "reread" else read
-        return Reply(answer, how, memory.documents, _size(memory.text, prompt), read, total - read)
-
-    def _from_one_reading(
-        self, text: TokenizedText, prompt: Prompt, sampling: Sampling, options: dict[str, Any], progress: Any
     ) -> Reply:
         """Answer with the question as catalyst, and keep nothing: what is left where there is no shelf."""
         llm = self.llm
@@ -293,7 +325,7 @@ class Assistant:
             with telling(len(text), progress, options["cancelled"]) as told:
                 reserve = len(prompt.behind) + sampling.max_new_tokens
                 pot, done = Reader(llm.adapter, llm.config).read(
-                    text, prompt.before, [prompt.behind], reserve, progress=told
+                    text, prompt.before, [looked_for], reserve, progress=told
                 )
             return pot, 0
 
@@ -304,6 +336,20 @@ class Assistant:
     @staticmethod
     def _nothing() -> tuple[Pot, int]:
         raise AssertionError("a cancelled answer needs no pot")
+
+
+def _each_once(documents: Sequence[Document]) -> tuple[Document, ...]:
+    """Return documents in order, each content under its first name.
+
+    Raises:
+        DocumentError: One holds no text.
+    """
+    once: dict[str, Document] = {}
+    for document in documents:
+        if not document.text.strip():
+            raise DocumentError(f"{document.name} holds no text: there is nothing to read in it.")
+        once.setdefault(document.content_hash, document)
+    return tuple(once.values())
 
 
 def _size(text: TokenizedText, prompt: Prompt) -> int:

@@ -6,13 +6,13 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from infinipot_llm.documents import Document
 from infinipot_llm.documents.document import ID_PREFIX
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.errors import DocumentError
+from infinipot_llm.errors import DocumentError, MemoryFileError
 from infinipot_llm.memory.joined import joined
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.store import MemoryStore
@@ -61,19 +61,25 @@ class Library:
             StoreError: The store cannot be used.
             GoneError: `cancelled` said so.
         """
-        if not documents:
+        once: dict[str, Document] = {}
+        for document in documents:
+            once.setdefault(document.content_hash, document)
+        if not once:
             raise DocumentError("no document was given: name at least one.")
+        documents = tuple(once.values())
+        key = tuple(f"{d.content_hash} {d.name}" for d in documents)
         read = 0
         memories = []
         with self._mine(cancelled):
+            if len(documents) > 1 and (held := self._memories.get(key)) is not None:
+                return self._kept(key, held), 0
             for document in documents:
                 memory, now = self._one(document, progress, cancelled)
                 read += now
                 memories.append(memory)
             if len(memories) == 1:
                 return memories[0], read
-            key = tuple(f"{d.content_hash} {d.name}" for d in documents)
-            return self._kept(key, self._memories.get(key) or joined(memories)), read
+            return self._kept(key, joined(memories)), read
 
     def recognised(self, document_id: str) -> Document:
         """Return the document with this id (`Document.id`), when a memory of it is here or in the store.
@@ -86,7 +92,8 @@ class Library:
         content = document_id.removeprefix(ID_PREFIX)
         memory = self._memories.get((content,))
         if memory is None and self.store is not None and (path := self.store.get(self.llm.key_of(content))):
-            memory = self._kept((content,), self.llm.load(path))
+            with suppress(MemoryFileError):  # damaged, or evicted in this moment
+                memory = self._kept((content,), self.llm.load(path))
         if memory is None:
             raise DocumentError(f"no memory of {document_id[:12]}... is known here: give the document itself once.")
         return memory.documents[0]
@@ -95,15 +102,20 @@ class Library:
         self, document: Document, progress: Any, cancelled: Callable[[], bool] | None
     ) -> tuple[DocumentMemory, int]:
         """Return the memory of one document, under the name that it has now, and how many tokens were read for it."""
-        read = 0
+        passes: list[ReadStats] = []
         memory = self._memories.get((document.content_hash,))
         if memory is None:
-            found = self.store is not None and self.store.get(self.llm.key([document])) is not None
             with telling(len(document.text) // 4, progress, cancelled) as told:
-                memory = self.llm.read(document, store=self.store, progress=told)
-            read = 0 if found else len(memory.text)
+
+                def noted(stats: ReadStats) -> None:
+                    passes[:] = [stats]
+                    told(stats)
+
+                memory = self.llm.read(document, store=self.store, progress=noted)
+        if memory.documents[0].name != document.name:
+            memory = memory.renamed((document,))
         self._kept((document.content_hash,), memory)
-        return memory if memory.documents[0].name == document.name else memory.renamed((document,)), read
+        return memory, len(memory.text) if passes else 0
 
     def _kept(self, key: tuple[str, ...], memory: DocumentMemory) -> DocumentMemory:
         """Put a memory last among those that are open, and let the first go where there are too many."""

@@ -23,7 +23,7 @@ MOST_FRAME_TOKENS = 256
 _BORDER = re.compile(r"\n[^\S\n]*\n\s*|\n[-=*#_]{4,}[^\S\n]*\n")
 """Between two paragraphs: a blank line, or a line drawn across."""
 
-_LAST_BORDER = re.compile(rf"(?:{_BORDER.pattern})\Z")
+_LAST_BORDER = re.compile(r"\n[-=*#_]{4,}[^\S\n]*\n\Z")
 
 _QUESTION = re.compile(
     r"^[^\S\n]*(?:question|query|user question|user|human|input|q)[^\S\n]*:", re.IGNORECASE | re.MULTILINE
@@ -58,6 +58,8 @@ def unstuffed(
         start, end = _middle(text, count)
         try:
             if longest == len(left) - 1 and end == len(text):
+                if sizes[longest] <= room:  # earlier turns can give way to it
+                    break
                 raise DocumentError("no question")
             found[longest] = Document.from_text(_LAST_BORDER.sub("", text[start:end]).strip(), name="prompt")
         except DocumentError:

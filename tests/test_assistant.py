@@ -290,3 +290,112 @@ def test_the_callers_system_message_counts_where_passages_are_loaded_too(adapter
     replies = [assistant.respond([Message("system", s), ASK[1]], [LONG]) for s in ("Be brief.", "XXXXXXXX", "12 345 6")]
     assert replies[0].how == "recall"
     assert len({r.answer.text for r in replies}) > 1
+
+
+def test_passages_are_shortened_and_never_left_out_altogether(adapter: Adapter) -> None:
+    """Names of documents take room as well."""
+    names = [f"the {n} report of the harbour master of the year" for n in ("first", "second")]
+    texts = ["Ship 1 was launched in 1901. " * 4, "Mill 2 was sold in 1802. " * 4]
+    documents = [Document.from_text(t, name=n) for t, n in zip(texts, names, strict=True)]
+    assistant = made(adapter, recall=230)
+    for length in (240, 280, 320):
+        reply = assistant.respond([Message("user", "Who moved away?".rjust(length, "y"))], documents)
+        assert reply.how == "recall"
+        assert reply.answer.usage.recalled_tokens > 100
+    endless = [Document.from_text(t, name="n" * 700 + str(i)) for i, t in enumerate([LONG.text, OTHER.text])]
+    with pytest.raises(QuestionTooLongError, match="no passage"):
+        assistant.respond(ASK, endless)
+
+
+def test_more_documents_than_are_held_open_are_read_once(adapter: Adapter) -> None:
+    several = [Document.from_text(f"Note {i}. " + "Ship was seen at sea. " * 4, name=f"d{i}") for i in range(16)]
+    assistant = made(adapter)
+    assert assistant.respond(ASK, several).read_tokens > 0
+    assert assistant.respond(ASK, several).read_tokens == 0
+
+
+def test_reading_again_can_be_ended_and_reads_once(adapter: Adapter) -> None:
+    assistant = made(adapter, followup="reread", chunk=16)
+    passes: list[Any] = []
+    reply = assistant.respond(ASK, [LONG], progress=passes.append, cancelled=lambda: len(passes) >= 3)
+    assert (reply.answer.finish_reason, len(passes)) == ("cancelled", 3)
+    both = assistant.respond(ASK, [LONG, OTHER])
+    assert both.answer.text == made(adapter, shelf="off", chunk=16).respond(ASK, [LONG, OTHER]).answer.text
+
+
+def test_reading_what_fits_can_be_ended(adapter: Adapter) -> None:
+    asked: list[int] = []
+    reply = made(adapter, chunk=1).respond(ASK, [SHORT], cancelled=lambda: asked.append(1) or len(asked) > 5)  # type: ignore[func-returns-value]
+    assert reply.answer.finish_reason == "cancelled"
+    assert len(asked) < 12
+
+
+@pytest.mark.parametrize("shelf", ["keys", "off"])
+def test_what_is_looked_for_may_differ_from_what_is_asked(adapter: Adapter, shelf: str) -> None:
+    assistant = made(adapter, shelf=shelf)
+    catalysts = ["Ship 3", "the year 1930, launched", "zzzz zzzz", "9"]
+    assert len({assistant.respond(ASK, [LONG], catalyst=c).answer.text for c in catalysts}) > 1
+
+
+def test_the_last_message_may_be_the_longest_of_a_long_conversation(adapter: Adapter) -> None:
+    turns = [Message(("user", "assistant")[i % 2], f"turn {i} " * 22) for i in range(12)]
+    question = Message("user", "word " * 110 + "who moved away?")
+    reply = made(adapter, budget=1400).respond([*turns, question])
+    assert reply.answer.notes == ("4 earlier turns no longer fit and were left out.",)
+
+
+def test_what_a_filled_pot_leaves_is_enough(adapter: Adapter) -> None:
+    big = Document.from_text(f"{LONG.text}\n\n{OTHER.text}")
+    assert made(adapter, budget=1200, max_new_tokens=400, followup="reuse").respond([ASK[1]], [big]).how == "reuse"
+    turns = [Message(("user", "assistant")[i % 2], f"turn {i} " * 2) for i in range(6)]
+    reply = made(adapter, followup="reuse").respond([*turns, ASK[1]], [LONG])
+    assert "left out" in reply.answer.notes[0]
+    with pytest.raises(QuestionError, match="one document"):
+        made(adapter, followup="reuse").respond(ASK, [LONG, OTHER])
+
+
+def test_the_callers_own_wishes_count_in_streams_too(assistant: Assistant) -> None:
+    got: list[str] = []
+    *_, last = assistant.stream(ASK, [SHORT], on_text=got.append)
+    assert isinstance(last, Reply)
+    assert "".join(got).strip() == last.answer.text
+    *_, last = assistant.stream(ASK, [SHORT], cancelled=lambda: True)
+    assert isinstance(last, Reply)
+    assert last.answer.finish_reason == "cancelled"
+    reply = asyncio.run(assistant.arespond(ASK, [SHORT], cancelled=lambda: True))
+    assert reply.answer.finish_reason == "cancelled"
+
+
+def test_a_document_keeps_its_name_and_a_stuffed_copy_of_it_does_not_count(assistant: Assistant) -> None:
+    reply = assistant.respond([Message("user", f"Use this.\n\n{LONG.text}\n\nWho moved away?")], [LONG])
+    assert [d.name for d in reply.documents] == ["long"]
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_fail(assistant: Assistant) -> None:
+    assert assistant.respond([Message("user", "hi \ud800 there")]).how == "plain"
+    with pytest.raises(QuestionError, match="'tool' is unknown"):
+        assistant.respond([Message("tool", "x"), ASK[1]])  # type: ignore[arg-type]
+
+
+def test_a_damaged_memory_is_unknown_and_read_again(adapter: Adapter, tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path)
+    made(adapter, store).respond(ASK, [LONG])
+    (file,) = tmp_path.glob("*.infinipot")
+    file.write_bytes(b"\0" * file.stat().st_size)
+    later = made(adapter, store)
+    with pytest.raises(DocumentError, match="give the document itself"):
+        later.recognised(LONG.id)
+    assert later.respond(ASK, [LONG]).read_tokens == len(LONG.text)
+
+
+def test_a_renamed_pot_is_rebuilt_once(adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(tmp_path)
+    made(adapter, store).respond(ASK, [LONG])
+    built = []
+    later = made(adapter, store, followup="reuse")
+    memory = later.remember([Document.from_text(LONG.text, name="new name")])
+    true = memory._pot
+    monkeypatch.setattr(memory, "_pot", lambda: built.append(1) or true())  # type: ignore[operator, func-returns-value]
+    for _ in range(3):
+        later.respond(ASK, [Document.from_text(LONG.text, name="new name")])
+    assert len(built) == 1

@@ -27,8 +27,13 @@ def tidied(messages: Sequence[Message]) -> list[Message]:
     Messages of one role that follow one another become one; system messages, wherever they stand, come first.
 
     Raises:
-        QuestionError: The conversation does not end with something that a user says.
+        QuestionError: The conversation does not end with something that a user says, or a role is unknown.
     """
+    unknown = {m.role for m in messages} - {"system", "user", "assistant"}
+    if unknown:
+        raise QuestionError(f"the role {min(unknown)!r} is unknown: give system, user and assistant.")
+    # Half a surrogate pair, which JSON may hold, is no text that a tokenizer takes.
+    messages = [Message(m.role, m.text.encode("utf-8", "replace").decode("utf-8")) for m in messages]
     system = "\n\n".join(m.text for m in messages if m.role == "system" and m.text.strip())
     turns: list[Message] = []
     for role, run in groupby((m for m in messages if m.role != "system"), key=lambda m: m.role):

@@ -8,6 +8,7 @@ Everything that an answer needs is counted in one budget:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from infinipot_llm.answering.prompt import Prompt
@@ -106,9 +107,17 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
     room = _room(memory, prompt, limit)
     passages = memory.finder.find(prompt.query, prompt.question, min(recall or memory.config.recall, room))
     if memory.config.recalled == "read":
-        while text_slots(memory.setup, memory.text, passages) > room:  # what stands between them may not fit any more
-            passages = sorted(passages, key=lambda p: -p.score)[:-1]
-            passages.sort(key=lambda p: p.start)
+        # What stands between them takes room as well: the least of them gives way.
+        found = bool(passages)
+        while passages and (over := text_slots(memory.setup, memory.text, passages) - room) > 0:
+            at = min(range(len(passages)), key=lambda i: passages[i].score)
+            end = passages[at].end - over
+            passages[at : at + 1] = [replace(passages[at], end=end)] if end > passages[at].start else []
+        if found and not passages:
+            raise QuestionTooLongError(
+                f"the {room} slots that question and answer leave hold no passage: ask more briefly, lower "
+                "max_new_tokens, or raise the budget."
+            )
     return passages
 
 

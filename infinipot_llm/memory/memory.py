@@ -297,7 +297,8 @@ class DocumentMemory:
     def _with(self, text: TokenizedText) -> DocumentMemory:
         same = [d.name for d in text.documents] == [d.name for d in self.documents]
         file = self.file if same else None
-        return DocumentMemory(self.setup, text, self.stats, pot=self._pot, shelved=self.shelved, file=file)
+        pot = self._pot if isinstance(self._pot, Pot) else lambda: self.pot  # rebuilt once, for both
+        return DocumentMemory(self.setup, text, self.stats, pot=pot, shelved=self.shelved, file=file)
 
     def _how(self, followup: str | None) -> str:
         how = followup or self.config.followup

@@ -8,7 +8,7 @@ Shapes: `n` retrieval heads, `M` spans, `R` rows of the shelf.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -152,7 +152,12 @@ def fill(spans: Spans, cuts: NDArray[np.int64], scores: Tensor, budget: int) -> 
 
 
 def pot_of_text(
-    setup: Setup, text: TokenizedText, passages: Sequence[Passage], slots: int, before: Sequence[int] | None = None
+    setup: Setup,
+    text: TokenizedText,
+    passages: Sequence[Passage],
+    slots: int,
+    before: Sequence[int] | None = None,
+    told: Callable[[], None] | None = None,
 ) -> Pot:
     """Fill a pot with a prompt's prefix and the text of passages, read as if they were the whole document.
 
@@ -162,6 +167,7 @@ def pot_of_text(
         passages: What to read, in document order.
         slots: Slots of the pot; `text_slots` says what the passages take.
         before: Tokens of the prompt before the document; None: those of the model's usual prompt.
+        told: Called after every forward pass.
     """
     ids = list(setup.form.prefix if before is None else before)
     origin = [PREFIX] * len(ids)
@@ -170,7 +176,7 @@ def pot_of_text(
     for between, start, end in _pieces(setup, text, passages):
         ids += [*between, *text.ids[start:end].tolist()]
         origin += [*[PREFIX] * len(between), *range(start, end)]
-    _forward(setup, pot, ids, origin)
+    _forward(setup, pot, ids, origin, told)
     return pot
 
 
@@ -221,12 +227,16 @@ def question_pot(
     return pot
 
 
-def _forward(setup: Setup, pot: Pot, ids: Sequence[int], origin: Sequence[int]) -> None:
+def _forward(
+    setup: Setup, pot: Pot, ids: Sequence[int], origin: Sequence[int], told: Callable[[], None] | None = None
+) -> None:
     """Forward tokens over a pot, and note where each comes from."""
     for start in range(0, len(ids), setup.config.chunk):
         part = slice(start, start + setup.config.chunk)
         setup.adapter.forward(torch.tensor(ids[part], dtype=torch.long), pot.cache)
         pot.record(torch.tensor(origin[part]))
+        if told is not None:
+            told()
 
 
 def standard(scores: Tensor) -> Tensor:
