@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -117,11 +118,7 @@ class InfiniPot:
         query_heads = int(adapter.config.num_attention_heads)
         heads = Heads.known(model, lambda: model_fingerprint(adapter), adapter.layers, query_heads)
         if not heads.calibrated and asked.shelf != "off":
-            _log.warning(
-                "the retrieval heads of this model were not measured: passages are found by shared words mostly; "
-                "`infinipot calibrate %s` measures them once.",
-                model,
-            )
+            _warn_of_heads(model)
         return cls(adapter, codec, asked, heads, model)
 
     def __repr__(self) -> str:
@@ -326,6 +323,16 @@ class InfiniPot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@cache
+def _warn_of_heads(model: str) -> None:
+    """Warn of a model whose retrieval heads were not measured, once per process."""
+    _log.warning(
+        "the retrieval heads of this model were not measured: passages are found by shared words mostly; "
+        "`infinipot calibrate %s` measures them once.",
+        model,
+    )
 
 
 def _several(documents: Document | Sequence[Document]) -> tuple[Document, ...]:

@@ -54,8 +54,15 @@ class Sampling:
         Raises:
             QuestionError: A value is out of range; the sentence names it.
         """
-        if self.max_new_tokens < 1:
-            raise QuestionError(f"max_new_tokens is {self.max_new_tokens}: give at least 1.")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise QuestionError(f"max_new_tokens is {self.max_new_tokens!r}: give a whole number of at least 1.")
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise QuestionError(f"{name} is {getattr(self, name)!r}: give a number.")
+        if not all(isinstance(s, str) for s in self.stop):
+            raise QuestionError("stop holds something that is no text: give texts that end the answer.")
+        if self.seed is not None and not isinstance(self.seed, int):
+            raise QuestionError(f"seed is {self.seed!r}: give a whole number, or None.")
         if not 0.0 <= self.temperature < math.inf:
             raise QuestionError(f"the temperature is {self.temperature}: give 0 for greedy decoding, or more.")
         if not 0.0 < self.top_p <= 1.0:

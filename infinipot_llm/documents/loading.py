@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from infinipot_llm.documents.captions import caption_format, read_captions
@@ -17,6 +18,8 @@ _PDF_MAGIC = b"%PDF-"
 _PDF_HEADER_BYTES = 1024
 """PDF readers accept other bytes before the header, as mail gateways and printers put there, up to this many."""
 
+_SHOWN_CHARACTERS = 200
+
 _PROSE_SUFFIXES = frozenset(["", ".txt", ".text", ".md", ".markdown", ".transcript"])
 """Of text files, those in which speakers are looked for; a log, a table or a program has lines that look like turns."""
 
@@ -24,6 +27,8 @@ _PROSE_SUFFIXES = frozenset(["", ".txt", ".text", ".md", ".markdown", ".transcri
 def load_file(path: Path, *, password: str | None = None, name: str | None = None) -> Document:
     """Read a PDF, captions or a text file; see `Document.from_file`."""
     shown = one_line(str(path))
+    if len(shown) > _SHOWN_CHARACTERS:  # a text in the place of a path, perhaps
+        shown = f"{shown[:_SHOWN_CHARACTERS]}..."
     data = _read(path, shown)
     if not data:
         raise DocumentError(f"{shown} is empty: there is nothing to read in it.")
@@ -59,6 +64,8 @@ def load_text(text: str, *, name: str) -> Document:
 
 def _read(path: Path, shown: str) -> bytes:
     """Read a file once, turning every way in which that fails into a sentence."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise DocumentError(f"{shown} is an address, and nothing is fetched: download it, and give the file.")
     try:
         if path.is_dir():
             raise DocumentError(f"{shown} is a folder: name the files in it one by one.")
@@ -68,7 +75,8 @@ def _read(path: Path, shown: str) -> bytes:
     except PermissionError:
         raise DocumentError(f"{shown} may not be read: check its permissions.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise DocumentError(f"{shown} cannot be read: {one_line(str(error))}.") from error
+        reason = getattr(error, "strerror", None) or str(error)  # not the path again
+        raise DocumentError(f"{shown} cannot be read: {one_line(reason)}.") from error
 
 
 def _extract(data: bytes, shown: str, password: str | None, suffix: str, *, is_pdf: bool) -> Extracted:

@@ -115,8 +115,16 @@ class Folder:
     @contextlib.contextmanager
     def names(self) -> Iterator[None]:
         """Hold the lock of the folder: names change, and key and scratch locks are taken and removed, only under it."""
-        with filelock.FileLock(self.path / ".lock", mode=0o600).acquire(poll_interval=_POLL_S / 10):
+        path = self.path / ".lock"
+        if path in _HELD.paths:  # garbage is collected while this thread holds it, and a memory's file goes with it
             yield
+            return
+        _HELD.paths.add(path)
+        try:
+            with filelock.FileLock(path, mode=0o600).acquire(poll_interval=_POLL_S / 10):
+                yield
+        finally:
+            _HELD.paths.discard(path)
 
     @contextlib.contextmanager
     def turn(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[bool]:

@@ -90,8 +90,10 @@ def load_shared(
     It stays loaded until the process ends, and must not be closed.
     """
     where = choose_device(device)
-    key = (find_folder(name, download).resolve(), where, choose_dtype(dtype, where))
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())  # "cuda" and "cuda:0" are one
     with _loading:
+        key = (find_folder(name, download).resolve(), where, choose_dtype(dtype, where))
         if key not in _loaded:
             _loaded[key] = load_model(name, device=device, dtype=dtype)
         return _loaded[key]

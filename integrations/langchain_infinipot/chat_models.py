@@ -144,9 +144,12 @@ class ChatInfiniPot(InfiniPotSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         ready = self.prepare(messages, stop, **kwargs)
+        joined = replies.Pieces()
         with langchain_errors(), closing(ready.engine.stream(*ready.asked, **ready.options)) as pieces:
             for piece in pieces:
-                chunk = _chunk(piece, ready.model)
+                chunk = _chunk(piece, joined, ready.model)
+                if chunk is None:
+                    continue
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -159,10 +162,13 @@ class ChatInfiniPot(InfiniPotSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         ready = await asyncio.to_thread(self.prepare, messages, stop, **kwargs)
+        joined = replies.Pieces()
         with langchain_errors():
             async with aclosing(ready.engine.astream(*ready.asked, **ready.options)) as pieces:
                 async for piece in pieces:
-                    chunk = _chunk(piece, ready.model)
+                    chunk = _chunk(piece, joined, ready.model)
+                    if chunk is None:
+                        continue
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -214,11 +220,22 @@ class ChatInfiniPot(InfiniPotSettings, BaseChatModel):
         tool_choice: str | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Not offered: small local models do not call tools dependably.
+        """Bind the schema of an agent's answer; tools are not offered: small local models do not call them dependably.
+
+        Args:
+            tools: None.
+            tool_choice: Ignored.
+            **kwargs: `response_format`, as create_agent gives it for ProviderStrategy, and options of a call; `strict`
+                makes no difference, since decoding always follows the schema.
 
         Raises:
-            NotImplementedError: Always; the sentence names what to do instead.
+            NotImplementedError: There are tools, or no schema; the sentence names what to do instead.
         """
+        wanted = kwargs.pop("response_format", None)
+        kwargs.pop("strict", None)
+        told = wanted.get("json_schema") if isinstance(wanted, dict) else None
+        if not tools and isinstance(told, dict) and isinstance(told.get("schema"), dict):
+            return self.bind(json_schema=told["schema"], **kwargs)
         raise NotImplementedError(NO_TOOLS)
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -244,7 +261,9 @@ def _result(reply: Reply, model: str) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=replies.message(reply, model))])
 
 
-def _chunk(piece: str | Reply, model: str) -> ChatGenerationChunk:
+def _chunk(piece: str | Reply, joined: replies.Pieces, model: str) -> ChatGenerationChunk | None:
+    """Return what a piece adds to the answer; None: nothing yet."""
     if isinstance(piece, str):
-        return ChatGenerationChunk(message=AIMessageChunk(content=piece))
-    return ChatGenerationChunk(message=replies.last_chunk(piece, model))
+        added = joined.add(piece)
+        return ChatGenerationChunk(message=AIMessageChunk(content=added)) if added else None
+    return ChatGenerationChunk(message=replies.last_chunk(piece, model, joined.end(piece.answer.text)))

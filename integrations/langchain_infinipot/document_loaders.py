@@ -10,7 +10,8 @@ from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 
 from infinipot_llm.documents import Document as Read
-from langchain_infinipot.errors import langchain_errors
+from langchain_infinipot.errors import InvalidRequestError, langchain_errors
+from langchain_infinipot.sources import is_address
 
 
 class InfiniPotLoader(BaseLoader):
@@ -44,10 +45,14 @@ class InfiniPotLoader(BaseLoader):
 
         Raises:
             ValueError: The mode is unknown.
+            InvalidRequestError: What is to be loaded is no path.
         """
         if mode not in ("page", "single"):
             raise ValueError(f"mode is {mode!r}: give 'page' or 'single'.")
-        paths = [file_path] if isinstance(file_path, (str, Path)) else list(file_path)
+        several = isinstance(file_path, Sequence) and not isinstance(file_path, (str, bytes, bytearray))
+        paths: list[Any] = list(file_path) if several else [file_path]  # type: ignore[arg-type]
+        for path in paths:
+            _check_path(path)
         self.paths = [Path(path) for path in paths]
         self.mode = mode
         self.password = password
@@ -75,6 +80,17 @@ class InfiniPotLoader(BaseLoader):
         else:
             for page in read.pages:
                 yield _part(read, page.start, page.end, page, about)
+
+
+def _check_path(path: Any) -> None:
+    """Refuse what is no path, before anything is opened."""
+    if isinstance(path, (bytes, bytearray)):
+        raise InvalidRequestError("the loader was given raw bytes: save them as a file, and give its path.")
+    if not isinstance(path, (str, Path)) or not str(path).strip():
+        given = repr(path) if isinstance(path, str) else type(path).__name__
+        raise InvalidRequestError(f"the loader was given {given}: give the path of a file, or a list of paths.")
+    if is_address(path):
+        raise InvalidRequestError("the loader was given an address, and nothing is fetched: give the path of a file.")
 
 
 def _part(read: Read, start: int, end: int, page: Any, about: dict[str, Any]) -> Document:

@@ -83,9 +83,6 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
     def _identifying_params(self) -> dict[str, Any]:
         return {**self.what_decides(), "catalyst": self.catalyst, "json_schema": self.json_schema}
 
-    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        return self._as_text(super()._convert_input(model_input))
-
     def _as_text(self, prompt: PromptValue) -> PromptValue:
         """Return a chat prompt as text that keeps its messages, with documents by their ids, and others as they are."""
         if not isinstance(prompt, ChatPromptValue):
@@ -104,7 +101,8 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
 
     async def agenerate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
         """Answer prompts of any kind; see BaseLLM.agenerate_prompt."""
-        return await super().agenerate_prompt([self._as_text(p) for p in prompts], *args, **kwargs)
+        as_text = [await asyncio.to_thread(self._as_text, p) for p in prompts]  # parsing a PDF takes seconds
+        return await super().agenerate_prompt(as_text, *args, **kwargs)
 
     def generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
         """Answer prompts; see BaseLLM.generate."""
@@ -124,7 +122,7 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
     ) -> Iterator[str]:
         """Answer a prompt piece by piece; see BaseLLM.stream."""
         own, rest = self._with(kwargs)
-        yield from BaseLLM.stream(own, input, config, **rest)
+        yield from BaseLLM.stream(own, own._as_text(own._convert_input(input)), config, **rest)
 
     async def astream(
         self,
@@ -134,7 +132,8 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
     ) -> AsyncIterator[str]:
         """Answer a prompt piece by piece; see BaseLLM.astream."""
         own, rest = self._with(kwargs)
-        async with aclosing(BaseLLM.astream(own, input, config, **rest)) as pieces:  # type: ignore[type-var]
+        prompt = await asyncio.to_thread(own._as_text, own._convert_input(input))
+        async with aclosing(BaseLLM.astream(own, prompt, config, **rest)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 yield piece
 
@@ -210,9 +209,12 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         ready = self._asked(prompt, stop, kwargs)
+        joined = replies.Pieces()
         with langchain_errors(), closing(ready.engine.stream(*ready.asked, **ready.options)) as pieces:
             for piece in pieces:
-                chunk = _chunk(piece, ready.model)
+                chunk = _chunk(piece, joined, ready.model)
+                if chunk is None:
+                    continue
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -225,10 +227,13 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         ready = await asyncio.to_thread(self._asked, prompt, stop, kwargs)
+        joined = replies.Pieces()
         with langchain_errors():
             async with aclosing(ready.engine.astream(*ready.asked, **ready.options)) as pieces:
                 async for piece in pieces:
-                    chunk = _chunk(piece, ready.model)
+                    chunk = _chunk(piece, joined, ready.model)
+                    if chunk is None:
+                        continue
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -257,7 +262,9 @@ def _info(reply: Reply, model: str) -> dict[str, Any]:
     return {**replies.metadata(reply, model), "usage_metadata": dict(replies.usage(reply))}
 
 
-def _chunk(piece: str | Reply, model: str) -> GenerationChunk:
+def _chunk(piece: str | Reply, joined: replies.Pieces, model: str) -> GenerationChunk | None:
+    """Return what a piece adds to the answer; None: nothing yet."""
     if isinstance(piece, str):
-        return GenerationChunk(text=piece)
-    return GenerationChunk(text="", generation_info=_info(piece, model))
+        added = joined.add(piece)
+        return GenerationChunk(text=added) if added else None
+    return GenerationChunk(text=joined.end(piece.answer.text), generation_info=_info(piece, model))

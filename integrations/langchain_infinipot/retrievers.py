@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from infinipot_llm.documents import Document as Read
 from infinipot_llm.documents import Span
 from langchain_infinipot.errors import InvalidRequestError, langchain_errors
-from langchain_infinipot.settings import CONFIG, InfiniPotSettings
+from langchain_infinipot.settings import CONFIG, InfiniPotSettings, unknown_setting
 from langchain_infinipot.sources import unique
 
 FEWEST_TOKENS = 16
@@ -50,9 +50,15 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
         return self
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None, **unknown: Any
     ) -> list[Document]:
+        for name in unknown:
+            raise InvalidRequestError(unknown_setting(name, ("k",)))
+        if not isinstance(query, str):
+            raise InvalidRequestError(f"the query is a {type(query).__name__}: give a question as a string.")
         wanted = self.k if k is None else k
+        if not isinstance(wanted, int):
+            raise InvalidRequestError(f"k is {wanted!r}: give a whole number of passages.")
         if wanted < 1:
             raise InvalidRequestError(f"k is {wanted}: ask for at least 1 passage.")
         with langchain_errors():
@@ -70,9 +76,10 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
         return [_document(span, score, by_name[span.document]) for span, score in found[:wanted]]
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None, **unknown: Any
     ) -> list[Document]:
-        return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k)
+        sync = run_manager.get_sync()
+        return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=sync, k=k, **unknown)
 
 
 def _document(span: Span, score: float, read: Read) -> Document:

@@ -26,6 +26,9 @@ from langchain_infinipot.sources import as_sources, open_sources, signature
 PER_CALL = ("document", "catalyst", "max_tokens", "temperature", "top_p", "seed", "citations", "json_schema", "model")
 """What may be given with a call, or by `bind`, as well."""
 
+_OWN = ("budget", "followup", "recall")
+"""The fields of PotConfig that are settings of their own."""
+
 CONFIG = ConfigDict(
     extra="forbid",
     arbitrary_types_allowed=True,
@@ -136,6 +139,13 @@ class InfiniPotSettings(BaseModel):
         for name in self.knobs:
             if name not in known:
                 raise ValueError(unknown_setting(name, known))
+            if name in _OWN and getattr(self, name) not in (type(self).model_fields[name].default, self.knobs[name]):
+                raise ValueError(f"{name} is given twice, beside knobs and in them: leave it out of knobs.")
+        if self.assistant is not None and not callable(getattr(self.assistant, "respond", None)):
+            raise ValueError(
+                f"assistant is a {type(self.assistant).__name__}: give an infinipot_llm.assistant.Assistant, or leave "
+                "it out."
+            )
         PotConfig(**self._pot())
         return self
 
@@ -173,7 +183,7 @@ class InfiniPotSettings(BaseModel):
             **call: What was given with the call or bound.
 
         Raises:
-            InvalidRequestError: A keyword is unknown.
+            InvalidRequestError: A keyword is unknown, or its value is of a wrong kind.
         """
         for own in ("stream", "ls_structured_output_format"):  # what LangChain tells itself
             call.pop(own, None)
@@ -184,6 +194,12 @@ class InfiniPotSettings(BaseModel):
                 raise InvalidRequestError(unknown_setting(name, PER_CALL))
         kept = {name: call.get(name, getattr(self, name)) for name in ("temperature", "top_p", "seed", "citations")}
         stops = stop if stop is not None else self.stop or ()
+        if not isinstance(stops, (str, list, tuple)) or not all(isinstance(text, str) for text in stops):
+            raise InvalidRequestError("stop holds something that is no text: give a list of texts that end the answer.")
+        if not isinstance(call.get("catalyst"), str | None):
+            raise InvalidRequestError(
+                f"catalyst is a {type(call['catalyst']).__name__}: give what is looked for as a string."
+            )
         return {
             **kept,
             "max_new_tokens": call.get("max_tokens", self.max_tokens),
@@ -238,7 +254,7 @@ class InfiniPotSettings(BaseModel):
 
     def _pot(self) -> dict[str, Any]:
         """Return the fields of PotConfig that were set."""
-        own = {"budget": self.budget, "followup": self.followup, "recall": self.recall}
+        own = {name: getattr(self, name) for name in _OWN}
         return {**{k: v for k, v in own.items() if v is not None}, **self.knobs}
 
     def _store(self) -> MemoryStore | None:

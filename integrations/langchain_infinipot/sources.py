@@ -6,6 +6,7 @@ A path is opened anew only when the file has changed; parsing a PDF takes second
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ Recognise = Callable[[str], Document]
 """Gives the document with an id, when it was read before."""
 
 _KEPT = 16
+_SHOWN = 200
+"""Characters of a path that an error shows: it may be a document's text, given by mistake."""
+
 _parsed: OrderedDict[str, Document] = OrderedDict()
 _parsed_lock = threading.Lock()
 
@@ -32,7 +36,15 @@ def file_block(document: Document) -> dict[str, Any]:
 
     Args:
         document: What the block stands for.
+
+    Raises:
+        InvalidRequestError: It is no document.
     """
+    if not isinstance(document, Document):
+        raise InvalidRequestError(
+            f"file_block was given {_kind(document)}: give an infinipot_llm.Document, or call ChatInfiniPot.read with "
+            "a path."
+        )
     return {"type": "file", "file_id": document.id}
 
 
@@ -44,12 +56,17 @@ def as_sources(given: Any) -> tuple[Any, ...]:
     """
     if given is None:
         return ()
-    several = given if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    several = given if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray)) else (given,)
     for source in several:
+        if isinstance(source, (bytes, bytearray)):
+            raise InvalidRequestError(
+                "document holds raw bytes: give infinipot_llm.Document.from_bytes(...), or a file block in a message."
+            )
+        if isinstance(source, str) and not source.strip():
+            raise InvalidRequestError("document is an empty string, which names no document: give a path or an id.")
         if not isinstance(source, (str, Path, Document)):
             raise InvalidRequestError(
-                f"document holds {type(source).__name__}: give a path, an infinipot_llm.Document, an id, or a "
-                "list of these."
+                f"document holds {_kind(source)}: give a path, an infinipot_llm.Document, an id, or a list of these."
             )
     return tuple(several)
 
@@ -102,13 +119,30 @@ def unique(documents: Sequence[Document]) -> list[Document]:
     return list(found.values())
 
 
+def is_address(source: Any) -> bool:
+    """Say whether a string is an address; nothing is fetched here."""
+    return isinstance(source, str) and re.match(r"\s*[a-zA-Z][\w+.-]*://", source) is not None
+
+
+def _kind(given: Any) -> str:
+    """Return the name of a class, with its module, since other libraries have a Document as well."""
+    kind = type(given)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _open(source: str | Path | Document, recognise: Recognise) -> Document:
     if isinstance(source, Document):
         return source
     if isinstance(source, str) and source.startswith("ipd_"):
         return recognise(source)
-    if isinstance(source, str) and "://" in source:
+    if is_address(source):
         raise DocumentError("a document was bound by its address: fetch it, and bind the file or its Document.")
+    named = str(source)
+    if len(named) > _SHOWN and _file_state(source) == named:
+        raise DocumentError(
+            f"{' '.join(named[:_SHOWN].split())}... does not exist: check the path, or bind a text as "
+            "infinipot_llm.Document.from_text(...)."
+        )
     path = Path(source).expanduser()
     return _remembered(_file_state(path), lambda: Document.from_file(path))
 

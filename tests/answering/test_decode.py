@@ -259,3 +259,19 @@ def test_a_narrow_nucleus_is_greedy(filled: tuple[Adapter, Pot]) -> None:
     adapter, pot = filled
     greedy = decode(adapter, CODEC, pot, QUESTION, Sampling(16))
     assert decode(adapter, CODEC, pot, QUESTION, Sampling(16, temperature=2.0, top_p=1e-6, seed=1)) == greedy
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"max_new_tokens": "a"}, "whole number"),
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"top_p": None}, "top_p is None"),
+        ({"stop": (3,)}, "no text"),
+        ({"seed": "x"}, "seed is 'x'"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_a_sentence(setting: dict[str, Any], words: str) -> None:
+    with pytest.raises(QuestionError, match=words):
+        Sampling(**setting)

@@ -122,3 +122,15 @@ def test_control_characters_in_a_file_name_do_not_reach_the_terminal(tmp_path: P
     with pytest.raises(DocumentError) as raised:
         Document.from_file(tmp_path / "a\x1b[2J\nb\udcff.txt")
     assert str(raised.value).endswith("a b\ufffd.txt does not exist: check the path.")
+
+
+@pytest.mark.parametrize("address", ["http://x.org/y.pdf", "https://x.org/y", "s3://bucket/y.txt", "file:///etc/hosts"])
+def test_an_address_is_no_path(address: str) -> None:
+    with pytest.raises(DocumentError, match="nothing is fetched"):
+        Document.from_file(address)
+
+
+def test_a_text_in_the_place_of_a_path_is_not_repeated_whole() -> None:
+    with pytest.raises(DocumentError) as caught:
+        Document.from_file("secret text " * 1000)
+    assert len(str(caught.value)) < 400

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document, IndexNode, TextNode
 from llama_index.indices.managed.infinipot import InfiniPotIndex, InfiniPotIndexError
+from llama_index.indices.managed.infinipot.keeper import Keeper
 from llama_index.llms.infinipot import InfiniPotLLM
 
 from infinipot_llm.errors import DocumentError, QuestionError
@@ -268,3 +273,81 @@ def test_a_memory_without_a_shelf_answers_from_the_pot() -> None:
     assert response.metadata["infinipot"]["how"] == "reuse"
     with pytest.raises(QuestionError, match="without a shelf"):
         index.as_retriever().retrieve("How far?")
+
+
+@pytest.mark.parametrize("told", [{}, {"file_path": "/nowhere/a.txt", "file_name": "a.txt"}])
+def test_a_document_inserted_again_replaces_the_one_before(told: dict[str, str], tmp_path: Path) -> None:
+    llm = tiny_llm()
+    index = InfiniPotIndex.from_documents([Document(text="The mill burned.", id_="A", metadata=told)], llm=llm)
+    for again, id_ in (("The mill burned.", "A"), ("The bridge fell.", "A"), ("The river rose.", "B" if told else "A")):
+        index.insert(Document(text=again, id_=id_, metadata=told))
+        (ref_doc_id,) = index.ref_doc_info
+        assert index.document(ref_doc_id).text == again
+        assert len(index.ref_doc_info[ref_doc_id].node_ids) == 1
+    index.storage_context.persist(str(tmp_path))
+    assert InfiniPotIndex.load(tmp_path, llm=llm).document(ref_doc_id).text == "The river rose."
+
+
+def test_an_id_twice_is_one_document_or_refused(llm: InfiniPotLLM) -> None:
+    index = InfiniPotIndex.from_documents([river(), river()], llm=llm, lazy=True)
+    assert index.document("river").text == river().text
+    for other in (Document(text="Another.", id_="river"), page(1, "Another.")):
+        other.id_ = "river"
+        with pytest.raises(InfiniPotIndexError, match="two different documents have the id 'river'"):
+            InfiniPotIndex.from_documents([river(), other], llm=llm)
+    index.insert(Document(text="One.", id_="p", metadata={"file_path": "/nowhere/a.txt"}))
+    with pytest.raises(InfiniPotIndexError, match="the id 'p' is that of a page of another file"):
+        index.insert(Document(text="Two.", id_="p", metadata={"file_path": "/nowhere/b.txt"}))
+    index.update_ref_doc(Document(text="Three.", id_="p"))
+    assert index.document("/nowhere/a.txt").text == "Three."
+    assert index.docstore.get_ref_doc_info("/nowhere/a.txt") is not None
+
+
+async def test_inserts_and_questions_at_once() -> None:
+    index = InfiniPotIndex.from_documents([river()], llm=tiny_llm())
+    new = [Document(text=f"The bridge number {i} is of oak.", id_=f"bridge-{i}") for i in range(6)]
+    asking = [asyncio.to_thread(index.memory_and_sources) for _ in range(3)]
+    await asyncio.gather(*(index.ainsert(d) for d in new), *asking, *(index.adelete_ref_doc("river") for _ in range(2)))
+    assert sorted(index.ref_doc_info) == [d.id_ for d in new]
+
+
+def test_a_document_is_listed_only_once_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = built(lazy=True)
+    putting, failed = threading.Event(), []
+    real = Keeper.put
+
+    def slow(self: Keeper, *args: Any) -> None:
+        putting.set()
+        time.sleep(0.2)
+        real(self, *args)
+
+    def ask() -> None:
+        try:
+            putting.wait(10)
+            index.read()
+        except KeyError as error:
+            failed.append(error)
+
+    monkeypatch.setattr(Keeper, "put", slow)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    index.insert(Document(text="The bridge is of oak.", id_="bridge"))
+    asking.join()
+    assert failed == []
+
+
+def test_two_indices_of_one_storage_context_keep_their_texts(llm: InfiniPotLLM) -> None:
+    context = StorageContext.from_defaults()
+    one, two = (
+        InfiniPotIndex.from_documents([river()], llm=llm, storage_context=context, lazy=True) for _ in range(2)
+    )
+    other = Document(text="Another.", id_="river")
+    with pytest.raises(InfiniPotIndexError, match="another index of this storage context holds another text"):
+        InfiniPotIndex.from_documents([other], llm=llm, storage_context=context)
+    with pytest.raises(InfiniPotIndexError, match="under the id 'river': give the document another id_"):
+        two.insert(other)
+    assert one.docstore.get_nodes(one.ref_doc_info["river"].node_ids)[0].get_content() == river().text
+    alone = InfiniPotIndex.from_documents([river()], llm=llm, lazy=True)
+    alone.delete_ref_doc("river")  # its text stays in the docstore, and is in nobody's way
+    alone.insert(other)
+    assert alone.document("river").text == "Another."

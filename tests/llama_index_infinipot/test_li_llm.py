@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
 import pickle
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +21,7 @@ from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.llms import ChatMessage, CustomLLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import Document as LlamaDocument
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.llms.infinipot import InfiniPotLLM
 from llama_index.llms.infinipot.base import CONTEXT_WINDOW
@@ -189,10 +192,41 @@ def test_options_of_a_call_and_of_the_class() -> None:
         llm.complete("Hello", temperature=-1.0)
 
 
-@pytest.mark.parametrize("wrong", [{"buget": 4096}, {"settings": {"polcy": "x"}}])
-def test_unknown_options_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(BudgetError, match=r"InfiniPotLLM has no option '(buget|polcy)'"):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"buget": 4096}, "InfiniPotLLM has no option 'buget': did you mean budget?"),
+        ({"settings": {"polcy": "x"}}, "no option 'polcy': did you mean policy?"),
+        ({"max_tokens": 3}, "no option 'max_tokens': did you mean max_new_tokens?"),
+        ({"zzz": 3}, "no option 'zzz': its fields and those of PotConfig can be set"),
+    ],
+)
+def test_unknown_options_are_refused(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BudgetError, match=re.escape(sentence)):
         InfiniPotLLM(**wrong)
+
+
+@pytest.mark.parametrize("documents", ["report.pdf", ["some text"], [LlamaDocument(text="some text")], 3])
+def test_documents_of_a_call_are_ours(documents: Any) -> None:
+    with pytest.raises(QuestionError, match=r"documents takes a list of infinipot_llm\.Document.*from_file"):
+        tiny_llm().complete("Hello", documents=documents)
+
+
+def test_one_text_that_ends_answers() -> None:
+    assert tiny_llm(options={"stop": "e"}).stop == ["e"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda llm: llm.model_copy(deep=True)])
+def test_copies_share_the_weights(copied: Any) -> None:
+    store = MemoryStore()
+    llm = InfiniPotLLM(assistant=tiny_llm().assistant, store=store)
+    other = copied(llm)
+    assert other.assistant is llm.assistant
+    assert other._store is store
+    assert other._loading is not llm._loading
+    other.stop.append("x")
+    assert llm.stop == []
+    assert copied(InfiniPotLLM("nothing-there")).model == "nothing-there"
 
 
 def test_citations_can_be_left_out() -> None:
@@ -344,5 +378,11 @@ async def test_structured_predict() -> None:
     names = [type(e).__name__ for e in heard]
     assert (names[0], names[-1]) == ("LLMStructuredPredictStartEvent", "LLMStructuredPredictEndEvent")
     assert await llm.astructured_predict(Fire, prompt, what="mill") == fire
+    assert list(llm.stream_structured_predict(Fire, prompt, what="mill")) == [fire]
+    assert [f async for f in await llm.astream_structured_predict(Fire, prompt, what="mill")] == [fire]
+    asked = [ChatMessage(content="When and where did the mill burn?")]
+    whole = llm.as_structured_llm(Fire)
+    assert [r.raw for r in whole.stream_chat(asked)] == [fire]
+    assert [r.raw async for r in await whole.astream_chat(asked)] == [fire]
     with pytest.raises(QuestionError, match="the answer is no Fire"):
         llm.structured_predict(Fire, prompt, llm_kwargs={"max_new_tokens": 3}, what="mill")

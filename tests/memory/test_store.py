@@ -687,3 +687,16 @@ def test_importing_is_light() -> None:
     code = "import sys, infinipot_llm.memory.store as s; s.MemoryStore('x', remote='s3://y'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "fsspec", "numpy"} & set(done.stdout.split())
+
+
+def test_a_memory_that_is_collected_while_its_thread_holds_the_folder_goes_all_the_same(tmp_path: Path) -> None:
+    """Garbage is collected anywhere, so that a finalizer may run under the very lock that it takes."""
+    store = MemoryStore(tmp_path)
+    scratch = store.scratch("0" * 64)
+    scratch.write_bytes(b"x")
+    with store._place.names():
+        store.discard(scratch)
+        assert not scratch.exists()
+    with store._place.names(), store._place.names():
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]

@@ -22,6 +22,8 @@ class FakeAssistant:
         self.text = text
         self.how = how
         self.finish = finish
+        self.pieces: list[str] = []
+        """What a stream yields; the words of the text, where nothing is given."""
         self.calls: list[tuple[list[Any], list[Document], dict[str, Any]]] = []
         self.known: dict[str, Document] = {}
         self.closed = threading.Event()
@@ -51,8 +53,7 @@ class FakeAssistant:
     def stream(self, messages: Sequence[Any], documents: Sequence[Document] = (), **options: Any) -> Iterator[Any]:
         try:
             reply = self.respond(messages, documents, **options)
-            for word in self.text.split(" "):
-                yield word if word == self.text.split(" ")[0] else f" {word}"
+            yield from self.pieces or [w if i == 0 else f" {w}" for i, w in enumerate(self.text.split(" "))]
             yield reply
         finally:
             self.closed.set()

@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document as Page
 from langchain_core.exceptions import ContextOverflowError, LangChainException, OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, messages_from_dict, messages_to_dict
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField
-from langchain_infinipot import ChatInfiniPot, settings
+from langchain_infinipot import ChatInfiniPot, file_block, settings
+from langchain_infinipot.errors import InvalidRequestError
 from lc_fakes import FakeAssistant
 from pydantic import BaseModel, ValidationError
 
+from infinipot_llm.assistant import Assistant
 from infinipot_llm.documents import Document
+from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError, ModelNotFetchedError, QuestionTooLongError, StoreError
 
 DOC = Document.from_text("The key hangs behind the door.", name="notes.txt")
@@ -144,6 +150,35 @@ def test_a_stream_that_is_left_ends_the_decoding() -> None:
     assert fake.closed.is_set()
 
 
+PIECES = ["\n", " It", " hangs ", "\n", "", "behind", " the door.", "\n\n", " "]
+
+
+async def test_streamed_text_is_the_text_of_invoke_whatever_white_space_is_around_it() -> None:
+    fake = FakeAssistant("".join(PIECES).strip())
+    fake.pieces = PIECES
+    llm = chat(fake)
+    said = llm.invoke(QUESTION)
+    full = streamed(llm)
+    assert full.content == said.content == fake.text
+    check_citations(full.content_blocks, fake.text)
+    assert "".join([str(c.content) async for c in llm.astream(QUESTION)]) == fake.text
+    assert chat(fake, streaming=True).invoke(QUESTION).content == fake.text
+
+
+def test_the_last_chunk_carries_what_the_pieces_left_out() -> None:
+    fake = FakeAssistant("It hangs there.")
+    fake.pieces = ["It", " hangs"]
+    assert streamed(chat(fake)).content == "It hangs there."
+
+
+@pytest.mark.parametrize("stop", [None, ["e", "a"], [" "]])
+def test_streams_of_a_real_decoder_are_its_answers(tiny_llm: InfiniPot, stop: list[str] | None) -> None:
+    llm = ChatInfiniPot(model="tiny", assistant=Assistant(tiny_llm), max_tokens=12, citations=False)
+    for i in range(8):
+        said = llm.invoke(f"question {i}", stop=stop).content
+        assert "".join(str(c.content) for c in llm.stream(f"question {i}", stop=stop)) == said
+
+
 async def test_async_calls_use_the_assistants_own_way() -> None:
     fake = FakeAssistant()
     llm = chat(fake)
@@ -260,6 +295,63 @@ def test_documents_are_bound_by_the_constructor_or_by_bind(tmp_path: Path) -> No
         chat(fake).invoke("Where?", document=7)
     with pytest.raises(LangChainException, match="address"):
         chat(fake, document="https://example.com/a.pdf").invoke("Where?")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (b"%PDF", "raw bytes"),
+        ([b"%PDF"], "raw bytes"),
+        ([Page(page_content="x")], r"langchain_core\.documents\.base\.Document"),
+        ("", "names no document"),
+        (["a.pdf", " "], "names no document"),
+    ],
+)
+def test_what_names_no_document_is_refused_in_one_sentence(wrong: Any, sentence: str) -> None:
+    with pytest.raises(InvalidRequestError, match=sentence):
+        chat().invoke("Where?", document=wrong)
+    with pytest.raises(InvalidRequestError, match=sentence):
+        chat().read(wrong)
+    with pytest.raises(ValidationError, match=sentence):
+        chat(document=wrong)
+
+
+def test_a_text_that_was_bound_as_a_path_is_not_in_the_error() -> None:
+    with pytest.raises(InvalidRequestError, match="does not exist") as caught:
+        chat().invoke("Where?", document="secret text\n" * 1000)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_file_block_takes_a_document() -> None:
+    with pytest.raises(InvalidRequestError, match="file_block was given str"):
+        file_block("notes.txt")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"catalyst": 3}, "catalyst is a int"),
+        ({"stop": [3]}, "stop holds"),
+        ({"stop": 3}, "stop holds"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"seed": "x"}, "seed is 'x'"),
+    ],
+)
+def test_options_of_a_wrong_kind_are_refused(wrong: dict[str, Any], sentence: str, tiny_llm: InfiniPot) -> None:
+    llm = ChatInfiniPot(model="tiny", assistant=Assistant(tiny_llm), max_tokens=2)
+    with pytest.raises(InvalidRequestError, match=sentence):
+        llm.invoke("Hello", **wrong)
+    with pytest.raises(InvalidRequestError, match=sentence):
+        list(llm.stream("Hello", **wrong))
+
+
+def test_a_setting_is_given_once_and_an_assistant_is_one() -> None:
+    with pytest.raises(ValidationError, match="budget is given twice"):
+        chat(budget=1024, knobs={"budget": 64})
+    assert chat(knobs={"budget": 64, "followup": "reread"})._pot() == {"budget": 64, "followup": "reread"}
+    with pytest.raises(ValidationError, match="assistant is a int"):
+        ChatInfiniPot(assistant=3)
 
 
 def test_a_path_in_a_message_is_text() -> None:
@@ -384,6 +476,23 @@ def test_fields_can_be_made_configurable() -> None:
 def test_tools_are_refused_with_what_to_do_instead() -> None:
     with pytest.raises(NotImplementedError, match="InfiniPotDocumentTool"):
         chat().bind_tools([])
+    wanted = {"type": "json_schema", "json_schema": {"name": "Sure", "schema": Sure.model_json_schema()}}
+    with pytest.raises(NotImplementedError, match="InfiniPotDocumentTool"):
+        chat().bind_tools([{"name": "look"}], response_format=wanted)
+
+
+class Sure(BaseModel):
+    """Whether it is so."""
+
+    ok: bool
+
+
+@pytest.mark.parametrize("wanted", [Sure, ProviderStrategy(Sure), ProviderStrategy(Sure, strict=True)])
+def test_an_agent_gets_its_response_format_by_constrained_decoding(wanted: Any, tiny_llm: InfiniPot) -> None:
+    pytest.importorskip("llguidance")
+    llm = ChatInfiniPot(model="tiny", assistant=Assistant(tiny_llm), max_tokens=40, citations=False)
+    done = create_agent(llm, tools=[], response_format=wanted).invoke({"messages": [("user", "Is it?")]})
+    assert isinstance(done["structured_response"], Sure)
 
 
 def test_tokens_are_counted_by_the_model_and_documents_by_their_text() -> None:

@@ -11,6 +11,7 @@ from langchain_core.exceptions import LangChainException
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_infinipot import InfiniPotDocumentTool, InfiniPotLoader, InfiniPotRetriever
+from langchain_infinipot.errors import InvalidRequestError
 from lc_fakes import FakeAssistant
 from pydantic import ValidationError
 
@@ -72,6 +73,21 @@ def test_a_loader_is_lazy_and_its_errors_are_langchains(tmp_path: Path) -> None:
         InfiniPotLoader(PDF, mode="pages")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (b"%PDF", "raw bytes"),
+        (None, "given NoneType"),
+        ("", "given ''"),
+        ([PDF, 3], "given int"),
+        ("http://example.com/a.pdf", "nothing is fetched"),
+    ],
+)
+def test_a_loader_refuses_what_is_no_path(wrong: Any, sentence: str) -> None:
+    with pytest.raises(InvalidRequestError, match=sentence):
+        InfiniPotLoader(wrong)
+
+
 async def test_a_loader_loads_asynchronously() -> None:
     assert len(await InfiniPotLoader(PDF, mode="single").aload()) == 1
 
@@ -106,6 +122,12 @@ async def test_passages_are_found_asynchronously(retriever: InfiniPotRetriever) 
 def test_a_retriever_refuses_what_cannot_be(retriever: InfiniPotRetriever) -> None:
     with pytest.raises(LangChainException, match="at least 1"):
         retriever.invoke("When?", k=0)
+    with pytest.raises(LangChainException, match="k is '2'"):
+        retriever.invoke("When?", k="2")
+    with pytest.raises(LangChainException, match="unknown keyword 'kk': did you mean 'k'"):
+        retriever.invoke("When?", kk=2)
+    with pytest.raises(LangChainException, match="query is a dict"):
+        retriever.invoke({"q": 1})  # type: ignore[arg-type]
     with pytest.raises(LangChainException, match="empty"):
         retriever.invoke(" ")
     with pytest.raises(ValidationError, match="no document"):

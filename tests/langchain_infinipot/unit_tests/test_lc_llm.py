@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from langchain_core.exceptions import ContextOverflowError, LangChainException
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
-from langchain_infinipot import InfiniPotLLM
+from langchain_infinipot import InfiniPotLLM, llms
 from lc_fakes import FakeAssistant
 
 from infinipot_llm.assistant import Assistant
@@ -96,6 +97,32 @@ async def test_async_chat_prompts_are_routed_as_well() -> None:
     assert "".join([piece async for piece in chain.astream({"question": "Where?"})]) == fake.text
     assert await chain.abatch([{"question": "Where?"}]) == [fake.text]
     assert [[d.text for d in documents] for _, documents, _ in fake.calls] == [[DOC.text]] * 3
+
+
+async def test_documents_in_chat_prompts_are_opened_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened_in: list[int] = []
+    real = llms.read_messages
+
+    def noted(*args: Any, **options: Any) -> Any:
+        opened_in.append(threading.get_ident())
+        return real(*args, **options)
+
+    monkeypatch.setattr(llms, "read_messages", noted)
+    asked = [HumanMessage([BLOCK, {"type": "text", "text": "Where?"}])]
+    model = llm()
+    await model.ainvoke(asked)
+    await model.abatch([asked])
+    _ = [piece async for piece in model.astream(asked)]
+    assert len(opened_in) == 3
+    assert threading.get_ident() not in opened_in
+
+
+async def test_streamed_text_is_the_text_of_invoke_whatever_white_space_is_around_it() -> None:
+    fake = FakeAssistant("It hangs \nthere.")
+    fake.pieces = ["\n", " It", " hangs ", "\n", "there", ".", "\n"]
+    model = llm(fake)
+    assert "".join(model.stream("Where?")) == model.invoke("Where?") == fake.text
+    assert "".join([piece async for piece in model.astream("Where?")]) == fake.text
 
 
 def test_a_response_cache_tells_documents_apart_however_they_came() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,13 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.llms.infinipot.blocks import given, question_in
 from llama_index.llms.infinipot.remembered import from_memory
 
+from infinipot_llm.documents import Document
 from infinipot_llm.errors import QuestionError
 
 if TYPE_CHECKING:
     from llama_index.llms.infinipot.base import InfiniPotLLM
 
     from infinipot_llm.assistant import Reply
-    from infinipot_llm.documents import Document
 
 _DECODING = ("max_new_tokens", "temperature", "top_p", "stop", "seed", "citations")
 _OPTIONS = (*_DECODING, "max_tokens", "catalyst", "documents", "schema")
@@ -70,6 +71,21 @@ class Call:
         return assistant.respond(there.messages, documents, catalyst=catalyst, **live)
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the option that was probably meant; None where none is near."""
+    options = sorted(known)
+    if word == "max_tokens" and word not in options and "max_new_tokens" in options:
+        return "max_new_tokens"
+    return next(iter(difflib.get_close_matches(word, options, 1)), None)
+
+
+def advice(word: str, known: Iterable[str]) -> str:
+    """Return the half of a sentence that says what can be given instead of an unknown option."""
+    options = list(known)
+    near = nearest(word, options)
+    return f"{f'did you mean {near}? Give' if near else 'give'} one of {', '.join(options)}."
+
+
 def of_messages(llm: InfiniPotLLM, messages: Sequence[ChatMessage], asked: Mapping[str, Any]) -> Call:
     """Prepare a conversation.
 
@@ -78,12 +94,20 @@ def of_messages(llm: InfiniPotLLM, messages: Sequence[ChatMessage], asked: Mappi
     """
     unknown = sorted(set(asked) - set(_OPTIONS))
     if unknown:
-        raise QuestionError(f"there is no option {unknown[0]!r} for a call: give one of {', '.join(_OPTIONS)}.")
+        raise QuestionError(f"there is no option {unknown[0]!r} for a call: {advice(unknown[0], _OPTIONS)}")
+    documents = asked.get("documents")
+    if documents is not None and not (
+        isinstance(documents, (list, tuple)) and all(isinstance(d, Document) for d in documents)
+    ):
+        raise QuestionError(
+            "documents takes a list of infinipot_llm.Document objects: make them with Document.from_file(path) or "
+            "Document.from_text(text)."
+        )
     options = {name: getattr(llm, name) for name in _DECODING}
     if "max_tokens" in asked:  # as other models of LlamaIndex call it
         options["max_new_tokens"] = asked["max_tokens"]
     options.update({k: v for k, v in asked.items() if k in (*_DECODING, "schema")})
-    return Call(llm, tuple(messages), asked.get("catalyst"), tuple(asked.get("documents") or ()), options)
+    return Call(llm, tuple(messages), asked.get("catalyst"), tuple(documents or ()), options)
 
 
 def of_prompt(llm: InfiniPotLLM, prompt: str, formatted: bool, asked: Mapping[str, Any]) -> Call:

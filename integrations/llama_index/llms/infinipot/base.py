@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import fields
@@ -20,7 +21,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.llms.infinipot.asking import Call, of_messages, of_prompt
+from llama_index.llms.infinipot.asking import Call, nearest, of_messages, of_prompt
 from llama_index.llms.infinipot.responses import Pieces, chat, completion
 from llama_index.llms.infinipot.structured import StructuredLLM
 
@@ -101,9 +102,11 @@ class InfiniPotLLM(StructuredLLM):
         reading = {**(settings or {}), **{k: options.pop(k) for k in list(options) if k in _READING - known}}
         unknown = sorted((set(options) - known) | (set(reading) - _READING))
         if unknown:
-            raise BudgetError(
-                f"InfiniPotLLM has no option {unknown[0]!r}: its fields and those of PotConfig can be set."
-            )
+            near = nearest(unknown[0], known | _READING)
+            hint = f"did you mean {near}?" if near else "its fields and those of PotConfig can be set."
+            raise BudgetError(f"InfiniPotLLM has no option {unknown[0]!r}: {hint}")
+        if isinstance(options.get("stop"), str):
+            options["stop"] = [options["stop"]]
         kept: Any = store if store is None or isinstance(store, bool) else str(getattr(store, "folder", store))
         values: dict[str, Any] = {"model": model, "store": kept, "settings": reading, **options}
         super().__init__(**values)
@@ -113,6 +116,14 @@ class InfiniPotLLM(StructuredLLM):
             self._assistant = assistant
             self.model = assistant.llm.name or self.model
             self.budget = assistant.llm.config.budget
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> InfiniPotLLM:
+        """Copy the settings; weights, store and what `over` was given are shared."""
+        other = self.model_copy()
+        values = copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "callback_manager"}, memo)
+        other.__dict__.update(values)
+        other._loading = threading.Lock()
+        return other
 
     @classmethod
     def class_name(cls) -> str:

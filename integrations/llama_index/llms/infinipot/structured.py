@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import llama_index.core.instrumentation as instrument
@@ -59,6 +59,30 @@ class StructuredLLM(CustomLLM):
         messages = self._begun(output_cls, prompt, prompt_args)
         response = await self.achat(messages, schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
         return _parsed(output_cls, response)
+
+    def stream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Model, None, None]:
+        """Yield the one object that `structured_predict` returns: half an object is not one of its class."""
+        yield self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
+    async def astream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Model, None]:
+        """Return what yields the one object, without blocking the event loop; see `stream_structured_predict`."""
+
+        async def one() -> AsyncGenerator[Model, None]:
+            yield await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
+        return one()
 
     def _begun(
         self, output_cls: type[BaseModel], prompt: BasePromptTemplate, prompt_args: dict[str, Any]

@@ -17,6 +17,9 @@ from infinipot_llm.errors import DocumentError
 MOST_PAGES = 100_000
 """A page number beyond this is no page number; gaps up to it are filled with empty pages."""
 
+TEXT = "#text"
+"""Ends the id of the one node of a document that has its own id: LlamaIndex tells documents and nodes apart by id."""
+
 _RAW_PDF = (
     "{name} was loaded as the raw bytes of a PDF, not as its text: read it with "
     'SimpleDirectoryReader(..., file_extractor={{".pdf": InfiniPotPDFReader()}}).'
@@ -30,16 +33,33 @@ def by_file(parts: Iterable[BaseNode]) -> dict[str, list[BaseNode]]:
     Anything else is a document of its own, under its own id.
 
     Raises:
-        InfiniPotIndexError: There are chunks among them, as splitters make.
+        InfiniPotIndexError: There are chunks among them, as splitters make, or different documents of one id.
     """
     files: dict[str, list[BaseNode]] = {}
+    seen: dict[str, BaseNode] = {}
     for part in parts:
+        if not isinstance(part, BaseNode):
+            raise InfiniPotIndexError(
+                f"InfiniPotIndex takes LlamaIndex documents, and this is of type {type(part).__name__}: give a list of "
+                "Document(text=...), or what a reader's load_data returned."
+            )
         if not isinstance(part, Document) and getattr(part, "start_char_idx", None) is not None:
             raise InfiniPotIndexError(
                 "these nodes are chunks of documents, which overlap: give the documents to from_documents instead."
             )
-        files.setdefault(file_key(part), []).append(part)
+        first = seen.setdefault(own_id(part), part)
+        if first is not part and (first.hash, file_key(first)) != (part.hash, file_key(part)):
+            raise InfiniPotIndexError(
+                f"two different documents have the id {own_id(part)!r}: give each an id_ of its own, or leave id_ out."
+            )
+        if first is part:
+            files.setdefault(file_key(part), []).append(part)
     return files
+
+
+def own_id(part: BaseNode) -> str:
+    """Return the id that a document or page was given, before the docstore's node of it got another."""
+    return part.node_id.removesuffix(TEXT)
 
 
 def file_key(part: BaseNode) -> str:
@@ -83,11 +103,17 @@ def in_order(parts: Sequence[BaseNode]) -> list[BaseNode]:
 
 
 def merged(old: Sequence[BaseNode], new: Sequence[BaseNode]) -> list[BaseNode]:
-    """Return the pages of a file after some of them were given anew: the same number, or else id, is the same page."""
+    """Return the pages of a file after some of them were given anew: the same number, or else id, is the same page.
+
+    A text that is no page, such as a text file that was loaded again, is the whole file, unless it has the id of a part.
+    """
+    known = {own_id(part) for part in old}
+    if not any(is_page(part) or own_id(part) in known for part in new):
+        return list(new)
 
     def same(part: BaseNode) -> object:
         number = page_number(part)
-        return part.node_id if number is None else number
+        return own_id(part) if number is None else number
 
     pages = {same(part): part for part in old}
     pages.update({same(part): part for part in new})
@@ -121,8 +147,11 @@ def rejoined(parts: Sequence[BaseNode], name: str | None = None) -> WholeDocumen
     if any(text[:1024].lstrip("\ufeff \t\r\n\0").startswith("%PDF-") for text in texts):
         raise DocumentError(_RAW_PDF.format(name=name))
     if not any(text.strip() for text in texts):
-        what = "none of its pages holds text" if is_page(parts[0]) else "it holds no text"
-        raise DocumentError(f"{name} cannot be indexed, {what}: run OCR on it first, or leave it out.")
+        if is_page(parts[0]):
+            what = "none of its pages holds text: run OCR on it first, or leave it out"
+        else:
+            what = "it holds no text: give it some, or leave it out"
+        raise DocumentError(f"{name} cannot be indexed, {what}.")
     if not is_page(parts[0]):  # text, captions, sections: what a file of that name and content is read as elsewhere
         data = "\n\n".join(texts).encode("utf-8", "replace")
         return WholeDocument.from_bytes(data, name=name)

@@ -18,9 +18,6 @@ from infinipot_llm.documents import Document as WholeDocument
 
 logger = logging.getLogger(__name__)
 
-_TEXT = "#text"
-"""Ends the id of the one node of a document that has its own id: LlamaIndex tells documents and nodes apart by id."""
-
 
 class UpdatingIndex(BaseIndex[InfiniPotStruct]):
     """The part of an index that takes documents in and gives them up.
@@ -52,7 +49,7 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Insert a document, or a page into its file.
 
-        A document is read now, unless the index is lazy. A page that joins others is read with the next question, since
+        A document is read now, unless the index is lazy; one with the id, or the file, of an earlier one replaces it. A page that joins others is read with the next question, since
         further ones may follow: `refresh_ref_docs` takes all pages at once.
         """
         self.insert_nodes([document], **insert_kwargs)
@@ -64,7 +61,7 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
 
     def _insert(self, nodes: Sequence[BaseNode], **_: Any) -> None:
         files = rejoin.by_file(nodes)
-        grown = {key for key in files if self._index_struct.find(key) is not None}
+        grown = {k for k, parts in files.items() if rejoin.is_page(parts[0]) and self._index_struct.find(k) is not None}
         self._take(files, merge=True)
         if not self.lazy and not grown:
             self.read()
@@ -95,28 +92,30 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
             delete_from_docstore: Whether its text is deleted as well.
             **delete_kwargs: Not used.
         """
-        entry = self._index_struct.find(ref_doc_id)
-        if entry is None:
-            logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
-            return
-        self._index_struct.documents.remove(entry)
-        self._keeper.drop(entry.ref_doc_id)
-        if delete_from_docstore:
-            self._docstore.delete_ref_doc(entry.ref_doc_id, raise_error=False)
-        self._note()
+        with self._keeper.lock:
+            entry = self._index_struct.find(ref_doc_id)
+            if entry is None:
+                logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
+                return
+            self._index_struct.documents.remove(entry)
+            self._keeper.drop(entry.ref_doc_id)
+            if delete_from_docstore:
+                self._docstore.delete_ref_doc(entry.ref_doc_id, raise_error=False)
+            self._note()
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         """Take a page out of its file, which is read again with the next question."""
-        entry = next((e for e in self._index_struct.documents if node_id in e.node_ids), None)
-        if entry is None:
-            return
-        left = [page for page in self._pages(entry) if page.node_id != node_id]
-        if not any(page.get_content(MetadataMode.NONE).strip() for page in left):
-            self.delete_ref_doc(entry.ref_doc_id)
-            return
-        document = rejoin.rejoined(left, entry.name)
-        entry.node_ids, entry.content = [page.node_id for page in left], document.content_hash
-        self._keeper.put(entry, document)
+        with self._keeper.lock:
+            entry = next((e for e in self._index_struct.documents if node_id in e.node_ids), None)
+            if entry is None:
+                return
+            left = [page for page in self._pages(entry) if page.node_id != node_id]
+            if not any(page.get_content(MetadataMode.NONE).strip() for page in left):
+                self.delete_ref_doc(entry.ref_doc_id)
+                return
+            document = rejoin.rejoined(left, entry.name)
+            entry.node_ids, entry.content = [page.node_id for page in left], document.content_hash
+            self._keeper.put(entry, document)
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
         """Insert without blocking the event loop."""
@@ -147,28 +146,58 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
 
         Raises:
             DocumentError: One holds no text; nothing was changed then.
+            InfiniPotIndexError: One has an id that stands for another text; nothing was changed then.
         """
-        plans = []
-        for key, parts in files.items():
-            entry = self._index_struct.find(key)
-            old = self._pages(entry) if entry is not None else []
-            some = merge or not rejoin.is_whole(parts) or _fewer(parts, old)
-            pages = rejoin.in_order(rejoin.merged(old, parts) if some else parts)
-            name = entry.name if entry is not None else rejoin.name_of(pages[0])
-            plans.append((key, entry, old, pages, rejoin.rejoined(pages, name)))
-        return {key: self._put(entry, old, pages, document, key) for key, entry, old, pages, document in plans}
+        with self._keeper.lock:  # whoever reads or asks meanwhile sees none of it, or all
+            plans = {}
+            for key, parts in files.items():
+                entry = self._index_struct.find(key)
+                old = self._pages(entry) if entry is not None else []
+                some = merge or not rejoin.is_whole(parts) or _fewer(parts, old)
+                pages = rejoin.in_order(rejoin.merged(old, parts) if some else parts)
+                name = entry.name if entry is not None else rejoin.name_of(pages[0])
+                document = rejoin.rejoined(pages, name)
+                nodes = [_node(page, entry.ref_doc_id if entry is not None else key, document) for page in pages]
+                self._check_ids(entry, nodes)
+                plans[key] = (entry, old, nodes, document)
+            return {key: self._put(*plan, key) for key, plan in plans.items()}
+
+    def _check_ids(self, entry: Entry | None, nodes: Sequence[BaseNode]) -> None:
+        """Refuse pages that would take the place of another document's in the docstore.
+
+        Raises:
+            InfiniPotIndexError: An id is that of another file's page, or of another text of an index beside this one.
+        """
+        mine = {i for e in self._index_struct.documents if e is not entry for i in e.node_ids}
+        kept = {n.node_id: self._docstore.get_document(n.node_id, raise_error=False) for n in nodes}
+        if other := next((n for n in nodes if n.node_id in mine), None):
+            raise InfiniPotIndexError(
+                f"the id {rejoin.own_id(other)!r} is that of a page of another file: give every page an id_ of its own."
+            )
+        changed = {n.node_id for n in nodes if (was := kept[n.node_id]) is not None and was.hash != n.hash}
+        if not changed:
+            return
+        for struct in self._storage_context.index_store.index_structs():
+            if not isinstance(struct, InfiniPotStruct) or struct.index_id == self._index_struct.index_id:
+                continue
+            if both := sorted(changed.intersection(i for e in struct.documents for i in e.node_ids)):
+                raise InfiniPotIndexError(
+                    f"another index of this storage context holds another text under the id "
+                    f"{both[0].removesuffix(rejoin.TEXT)!r}: give the document another id_, or the index a storage "
+                    "context of its own."
+                )
 
     def _put(
-        self, entry: Entry | None, old: Sequence[BaseNode], pages: Sequence[BaseNode], document: WholeDocument, key: str
+        self, entry: Entry | None, old: Sequence[BaseNode], nodes: list[TextNode], document: WholeDocument, key: str
     ) -> bool:
         """Put one document into docstore and list, and say whether it is another than it was."""
-        nodes = [_node(page, key, document) for page in pages]
         if entry is not None and [n.hash for n in nodes] == [n.hash for n in old]:
             return False
         if entry is None:
             entry = Entry(key, document.name, document.content_hash)
             self._index_struct.documents.append(entry)
         else:
+            key = entry.ref_doc_id  # a page's id stands for its file
             self._docstore.delete_ref_doc(key, raise_error=False)
         entry.content, entry.node_ids, entry.file = document.content_hash, [n.node_id for n in nodes], file_facts(key)
         self._docstore.add_documents(nodes, allow_update=True)
@@ -197,13 +226,13 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
 
 def _fewer(parts: Sequence[BaseNode], old: Sequence[BaseNode]) -> bool:
     """Tell whether these are some of the pages that a file has, by their ids."""
-    return {p.node_id for p in parts} < {p.node_id for p in old}
+    return {rejoin.own_id(p) for p in parts} < {rejoin.own_id(p) for p in old}
 
 
 def _node(page: BaseNode, ref_doc_id: str, document: WholeDocument) -> TextNode:
     """Make the docstore's node of a page; the file is its source, as documents are of the chunks of other indices."""
     return TextNode(
-        id_=page.node_id if page.node_id != ref_doc_id else f"{page.node_id}{_TEXT}",
+        id_=page.node_id if page.node_id != ref_doc_id else f"{page.node_id}{rejoin.TEXT}",
         text=page.get_content(MetadataMode.NONE),
         metadata=page.metadata,
         excluded_llm_metadata_keys=page.excluded_llm_metadata_keys,
