@@ -87,7 +87,7 @@ def _check_path(path: Any) -> None:
     if isinstance(path, (bytes, bytearray)):
         raise InvalidRequestError("the loader was given raw bytes: save them as a file, and give its path.")
     if not isinstance(path, (str, Path)) or not str(path).strip():
-        given = repr(path) if isinstance(path, str) else type(path).__name__
+        given = repr(path) if isinstance(path, str) else f"something of type {type(path).__name__}"
         raise InvalidRequestError(f"the loader was given {given}: give the path of a file, or a list of paths.")
     if is_address(path):
         raise InvalidRequestError("the loader was given an address, and nothing is fetched: give the path of a file.")

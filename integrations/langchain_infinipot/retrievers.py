@@ -55,7 +55,7 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
         for name in unknown:
             raise InvalidRequestError(unknown_setting(name, ("k",)))
         if not isinstance(query, str):
-            raise InvalidRequestError(f"the query is a {type(query).__name__}: give a question as a string.")
+            raise InvalidRequestError(f"the query is of type {type(query).__name__}: give a question as a string.")
         wanted = self.k if k is None else k
         if not isinstance(wanted, int):
             raise InvalidRequestError(f"k is {wanted!r}: give a whole number of passages.")

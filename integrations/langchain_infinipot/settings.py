@@ -143,8 +143,8 @@ class InfiniPotSettings(BaseModel):
                 raise ValueError(f"{name} is given twice, beside knobs and in them: leave it out of knobs.")
         if self.assistant is not None and not callable(getattr(self.assistant, "respond", None)):
             raise ValueError(
-                f"assistant is a {type(self.assistant).__name__}: give an infinipot_llm.assistant.Assistant, or leave "
-                "it out."
+                f"assistant is of type {type(self.assistant).__name__}: give an "
+                "infinipot_llm.assistant.Assistant, or leave it out."
             )
         PotConfig(**self._pot())
         return self
@@ -198,7 +198,7 @@ class InfiniPotSettings(BaseModel):
             raise InvalidRequestError("stop holds something that is no text: give a list of texts that end the answer.")
         if not isinstance(call.get("catalyst"), str | None):
             raise InvalidRequestError(
-                f"catalyst is a {type(call['catalyst']).__name__}: give what is looked for as a string."
+                f"catalyst is of type {type(call['catalyst']).__name__}: give what is looked for as a string."
             )
         return {
             **kept,

@@ -42,8 +42,8 @@ def file_block(document: Document) -> dict[str, Any]:
     """
     if not isinstance(document, Document):
         raise InvalidRequestError(
-            f"file_block was given {_kind(document)}: give an infinipot_llm.Document, or call ChatInfiniPot.read with "
-            "a path."
+            f"file_block was given something of type {_kind(document)}: give an "
+            "infinipot_llm.Document, or call ChatInfiniPot.read with a path."
         )
     return {"type": "file", "file_id": document.id}
 

@@ -138,11 +138,16 @@ def test_the_default_memory_holds_no_more_than_the_budget(index: InfiniPotIndex)
 async def test_async_and_streams_end_up_in_the_history(index: InfiniPotIndex) -> None:
     chats: list[Any] = [index.as_chat_engine() for _ in range(4)]
     for question in ("When did mill number 4 burn?", "And the owner?"):
-        answers = [chats[0].chat(question).response, (await chats[1].achat(question)).response]
-        answers.append("".join(chats[2].stream_chat(question).response_gen))
+        whole = chats[0].chat(question)
+        answers = [whole.response, (await chats[1].achat(question)).response]
+        streamed = chats[2].stream_chat(question)
+        answers.append("".join(streamed.response_gen))
         stream = await chats[3].astream_chat(question)
         answers.append("".join([piece async for piece in stream.async_response_gen()]))
         assert len(set(answers)) == 1
+        for answer in (streamed, stream):
+            assert answer.metadata["infinipot"]["notes"] == whole.metadata["infinipot"]["notes"]
+            assert answer.metadata["infinipot"]["citations"] == whole.metadata["infinipot"]["citations"]
     histories = [said(chat.chat_history) for chat in chats]
     assert all(history == histories[0] for history in histories)
     assert len(histories[0]) == 4

@@ -410,18 +410,25 @@ def test_followup_by_the_pot_takes_one_document(index: InfiniPotIndex) -> None:
         ({"followup": "remember"}, "followup is 'remember': give one of recall, reuse, reread"),
         ({"output_cls": int}, "no option 'output_cls'"),
         ({"strem": True}, "no option 'strem'"),
+        ({"max_tokens": 4}, r"no option 'max_tokens': did you mean max_new_tokens\? Give one of llm|chat_mode"),
     ],
 )
 def test_wrong_options(index: InfiniPotIndex, options: dict[str, Any], sentence: str) -> None:
     for make in (index.as_query_engine, index.as_chat_engine):
         with pytest.raises(InfiniPotIndexError, match=sentence):
             make(**options)
+    with pytest.raises(InfiniPotIndexError, match=r"did you mean similarity_top_k\? Give one of .*streaming, .*seed"):
+        index.as_query_engine(similarity_topk=2)
+    with pytest.raises(InfiniPotIndexError, match=r"did you mean system_prompt\? Give one of .*memory, .*seed"):
+        index.as_chat_engine(sys_prompt="Be brief.")
+    with pytest.raises(InfiniPotIndexError, match=r"retriever has no option 'topk': .*similarity_top_k"):
+        index.as_retriever(topk=3)
     with pytest.raises(QuestionError, match="0 tokens cannot be recalled"):
         index.as_query_engine(recall=0).query(QUESTION)
 
 
 def test_what_tutorials_pass_and_means_nothing_here_is_taken(index: InfiniPotIndex) -> None:
-    engine = index.as_query_engine(response_mode="compact", use_async=True, verbose=False)
+    engine = index.as_query_engine(response_mode="compact", use_async=True, simple_template=None)
     assert engine.query(QUESTION).response
     assert engine.get_prompts() == {}
 

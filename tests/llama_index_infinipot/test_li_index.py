@@ -15,9 +15,10 @@ from llama_index.core import Settings, StorageContext
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import Document, IndexNode, TextNode
+from llama_index.core.schema import Document, IndexNode, QueryBundle, TextNode
 from llama_index.indices.managed.infinipot import InfiniPotIndex, InfiniPotIndexError
 from llama_index.indices.managed.infinipot.keeper import Keeper
+from llama_index.indices.managed.infinipot.nodes import passages_in
 from llama_index.llms.infinipot import InfiniPotLLM
 
 from infinipot_llm.errors import DocumentError, QuestionError
@@ -303,12 +304,28 @@ def test_an_id_twice_is_one_document_or_refused(llm: InfiniPotLLM) -> None:
     assert index.docstore.get_ref_doc_info("/nowhere/a.txt") is not None
 
 
+def test_documents_that_come_and_go_between_retrieval_and_answer() -> None:
+    index = built()
+    engine = index.as_query_engine(similarity_top_k=1)
+    nodes = [n for n in index.as_retriever().retrieve("The river?") if n.node.ref_doc_id == "river"]
+    index.delete_ref_doc(MILL)  # stands before the river
+    answer = engine.synthesize(QueryBundle("The river?"), nodes)
+    assert {n.node.text for n in answer.source_nodes} == {n.node.text for n in nodes}
+    memory, sources = index.memory_and_sources()
+    for node in nodes:
+        (passage,) = passages_in([node], memory.text, sources)
+        assert node.node.text in memory.text.span(*memory.text.per_document(passage.start, passage.end)[0]).text
+    index.insert(Document(text="No river.", id_="river"))
+    with pytest.raises(InfiniPotIndexError, match=r"river was changed or taken out of the index .*: ask again"):
+        engine.synthesize(QueryBundle("The river?"), nodes)
+
+
 async def test_inserts_and_questions_at_once() -> None:
     index = InfiniPotIndex.from_documents([river()], llm=tiny_llm())
     new = [Document(text=f"The bridge number {i} is of oak.", id_=f"bridge-{i}") for i in range(6)]
-    asking = [asyncio.to_thread(index.memory_and_sources) for _ in range(3)]
-    await asyncio.gather(*(index.ainsert(d) for d in new), *asking, *(index.adelete_ref_doc("river") for _ in range(2)))
-    assert sorted(index.ref_doc_info) == [d.id_ for d in new]
+    asking = [index.as_query_engine().aquery("Which bridge?") for _ in range(3)]
+    await asyncio.gather(*(index.ainsert(d) for d in new), *asking)
+    assert sorted(index.ref_doc_info) == [*(d.id_ for d in new), "river"]
 
 
 def test_a_document_is_listed_only_once_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,9 +355,7 @@ def test_a_document_is_listed_only_once_it_can_be_read(monkeypatch: pytest.Monke
 
 def test_two_indices_of_one_storage_context_keep_their_texts(llm: InfiniPotLLM) -> None:
     context = StorageContext.from_defaults()
-    one, two = (
-        InfiniPotIndex.from_documents([river()], llm=llm, storage_context=context, lazy=True) for _ in range(2)
-    )
+    one, two = (InfiniPotIndex.from_documents([river()], llm=llm, storage_context=context, lazy=True) for _ in range(2))
     other = Document(text="Another.", id_="river")
     with pytest.raises(InfiniPotIndexError, match="another index of this storage context holds another text"):
         InfiniPotIndex.from_documents([other], llm=llm, storage_context=context)
@@ -351,3 +366,17 @@ def test_two_indices_of_one_storage_context_keep_their_texts(llm: InfiniPotLLM) 
     alone.delete_ref_doc("river")  # its text stays in the docstore, and is in nobody's way
     alone.insert(other)
     assert alone.document("river").text == "Another."
+
+
+@pytest.mark.parametrize("documents", ["report.pdf", ["Some text."], [3]])
+def test_what_is_no_document_is_a_sentence(documents: Any, llm: InfiniPotLLM) -> None:
+    sentence = r"this is of type (str|int): give a list of Document\(text=...\)"
+    with pytest.raises(InfiniPotIndexError, match=sentence):
+        InfiniPotIndex.from_documents(documents, llm=llm)
+    with pytest.raises(InfiniPotIndexError, match=sentence):
+        InfiniPotIndex.from_documents([], llm=llm).refresh_ref_docs(documents)
+
+
+def test_what_to_do_about_changed_files_is_one_of_two_words(llm: InfiniPotLLM) -> None:
+    with pytest.raises(InfiniPotIndexError, match="changed is 'ignor': give 'refuse' or 'ignore'"):
+        InfiniPotIndex.from_documents([river()], llm=llm, changed="ignor")

@@ -369,6 +369,7 @@ class Fire(BaseModel):
     rebuilt: bool
 
 
+@pytest.mark.filterwarnings("ignore:The `json` method is deprecated")  # LlamaIndex's own call, in as_structured_llm
 async def test_structured_predict() -> None:
     llm = tiny_llm(max_new_tokens=120, budget=900)
     prompt = PromptTemplate("When and where did the {what} burn?")

@@ -124,3 +124,9 @@ def test_what_was_lost_is_told_on_the_first_page(monkeypatch: pytest.MonkeyPatch
     assert pages[0].metadata["reading_notes"] == "page 2: half of it was lost"
     assert "reading_notes" not in pages[1].metadata
     assert rejoin.rejoined(pages).notes == whole.notes
+
+
+@pytest.mark.parametrize("address", ["http://example.com/a.pdf", "s3://bucket/a.pdf"])
+def test_addresses_are_not_fetched(address: str) -> None:
+    with pytest.raises(DocumentError, match=r"is an address, and this reader fetches none: download it"):
+        InfiniPotPDFReader().load_data(address)

@@ -84,9 +84,9 @@ def test_a_pdf_read_as_text_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("texts", [[""], ["", " \n\t"], [" "]])
 def test_empty_pages_alone_are_refused_by_name(texts: list[str]) -> None:
-    with pytest.raises(DocumentError, match=r"mill\.pdf cannot be indexed, none of its pages holds text"):
+    with pytest.raises(DocumentError, match=r"mill\.pdf cannot be indexed, none of its pages holds text: run OCR"):
         rejoin.rejoined([page(i, text) for i, text in enumerate(texts, start=1)])
-    with pytest.raises(DocumentError, match="it holds no text"):
+    with pytest.raises(DocumentError, match="it holds no text: give it some, or leave it out"):
         rejoin.rejoined([Document(text=texts[0])])
 
 

@@ -324,14 +324,14 @@ def test_a_text_that_was_bound_as_a_path_is_not_in_the_error() -> None:
 
 
 def test_file_block_takes_a_document() -> None:
-    with pytest.raises(InvalidRequestError, match="file_block was given str"):
+    with pytest.raises(InvalidRequestError, match="file_block was given something of type str"):
         file_block("notes.txt")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"catalyst": 3}, "catalyst is a int"),
+        ({"catalyst": 3}, "catalyst is of type int"),
         ({"stop": [3]}, "stop holds"),
         ({"stop": 3}, "stop holds"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
@@ -350,7 +350,7 @@ def test_a_setting_is_given_once_and_an_assistant_is_one() -> None:
     with pytest.raises(ValidationError, match="budget is given twice"):
         chat(budget=1024, knobs={"budget": 64})
     assert chat(knobs={"budget": 64, "followup": "reread"})._pot() == {"budget": 64, "followup": "reread"}
-    with pytest.raises(ValidationError, match="assistant is a int"):
+    with pytest.raises(ValidationError, match="assistant is of type int"):
         ChatInfiniPot(assistant=3)
 
 

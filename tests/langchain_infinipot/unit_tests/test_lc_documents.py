@@ -77,9 +77,9 @@ def test_a_loader_is_lazy_and_its_errors_are_langchains(tmp_path: Path) -> None:
     ("wrong", "sentence"),
     [
         (b"%PDF", "raw bytes"),
-        (None, "given NoneType"),
+        (None, "of type NoneType"),
         ("", "given ''"),
-        ([PDF, 3], "given int"),
+        ([PDF, 3], "of type int"),
         ("http://example.com/a.pdf", "nothing is fetched"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_retriever_refuses_what_cannot_be(retriever: InfiniPotRetriever) -> No
         retriever.invoke("When?", k="2")
     with pytest.raises(LangChainException, match="unknown keyword 'kk': did you mean 'k'"):
         retriever.invoke("When?", kk=2)
-    with pytest.raises(LangChainException, match="query is a dict"):
+    with pytest.raises(LangChainException, match="query is of type dict"):
         retriever.invoke({"q": 1})  # type: ignore[arg-type]
     with pytest.raises(LangChainException, match="empty"):
         retriever.invoke(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
@@ -10,6 +11,7 @@ from llama_index.core.readers.base import BaseReader
 from llama_index.core.schema import Document as LlamaDocument
 
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.clean import one_line
 from infinipot_llm.errors import DocumentError
 
 PAGE = "page"
@@ -81,6 +83,11 @@ class InfiniPotPDFReader(BaseReader):
                 data = stream.read()
             _check_magic(data, name)
             return Document.from_bytes(data, name=name, password=self._password)
+        if re.match(r"[A-Za-z][\w+.-]+:/", str(file)):
+            raise DocumentError(
+                f"{one_line(str(file))[:200]} is an address, and this reader fetches none: download it and give the "
+                "path, or give the fsspec file system of it as fs."
+            )
         path = Path(file)
         if path.suffix.lower() != ".pdf" and path.is_file():  # of a file named .pdf, Document.from_file says it
             with path.open("rb") as stream:

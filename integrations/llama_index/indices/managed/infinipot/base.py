@@ -91,6 +91,10 @@ class InfiniPotIndex(UpdatingIndex):
             raise InfiniPotIndexError("InfiniPotIndex takes no objects: give documents to from_documents.")
         if any(not isinstance(t, _Whole) for t in transformations or ()):
             raise InfiniPotIndexError("InfiniPotIndex does not split documents: leave transformations out.")
+        if changed not in ("refuse", "ignore"):
+            raise InfiniPotIndexError(f"changed is {changed!r}: give 'refuse' or 'ignore'.")
+        for node in nodes or ():
+            rejoin.check_kind(node)
         self.llm = _model(llm)
         self.lazy = lazy
         context = storage_context or StorageContext.from_defaults()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
@@ -33,6 +34,21 @@ from llama_index.indices.managed.infinipot.synthesizer import InfiniPotSynthesiz
 if TYPE_CHECKING:
     from llama_index.indices.managed.infinipot.base import InfiniPotIndex
     from llama_index.llms.infinipot import InfiniPotLLM
+
+_OF_CHATS = (
+    "chat_mode", "llm", "memory", "chat_history", "system_prompt", "prefix_messages", "followup", "recall",
+    "node_postprocessors", "callback_manager",
+)  # fmt: skip
+
+
+@dataclass
+class InfiniPotStream(StreamingAgentChatResponse):
+    """A streamed answer with the metadata that other answers have; it is complete when the stream was read to its end.
+
+    Messages of the history do not carry it, since a Memory counts all that they carry as tokens of the conversation.
+    """
+
+    metadata: dict[str, Any] | None = None
 
 
 class InfiniPotChatEngine(BaseChatEngine):
@@ -108,7 +124,7 @@ class InfiniPotChatEngine(BaseChatEngine):
             callback_manager: Told about the steps.
             **options: As in InfiniPotQueryEngine.
         """
-        model = with_options(llm or index.llm, options)
+        model = with_options(llm or index.llm, options, _OF_CHATS)
         if memory is None:
             memory = Memory.from_defaults(
                 chat_history=list(chat_history or []),
@@ -150,10 +166,11 @@ class InfiniPotChatEngine(BaseChatEngine):
         response = self._synthesizer(before, streaming=True).synthesize(message, self._retrieved(message, before))
         assert isinstance(response, StreamingResponse)  # noqa: S101 - it streams
         self._memory.put(ChatMessage(content=message, role=MessageRole.USER))
-        said = StreamingAgentChatResponse(
+        said = InfiniPotStream(
             chat_stream=_growing(response),
             sources=[_tool_output(message, response.source_nodes)],
             source_nodes=response.source_nodes,
+            metadata=response.metadata,
         )
         said.write_response_to_history_thread = Thread(target=_written, args=(said, self._memory))
         said.write_response_to_history_thread.start()
@@ -184,10 +201,11 @@ class InfiniPotChatEngine(BaseChatEngine):
         response = await self._synthesizer(before, streaming=True).asynthesize(message, nodes)
         assert isinstance(response, AsyncStreamingResponse)  # noqa: S101 - it streams
         await self._memory.aput(ChatMessage(content=message, role=MessageRole.USER))
-        said = StreamingAgentChatResponse(
+        said = InfiniPotStream(
             achat_stream=_agrowing(response),
             sources=[_tool_output(message, response.source_nodes)],
             source_nodes=response.source_nodes,
+            metadata=response.metadata,
         )
         said.awrite_response_to_history_task = asyncio.create_task(said.awrite_response_to_history(self._memory))
         return said

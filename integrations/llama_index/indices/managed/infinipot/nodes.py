@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from infinipot_llm.models.text import TokenizedText
 
 HIDDEN = (
-    "page", "start_char_idx", "end_char_idx", "token_start", "token_end", "score", "cited", "citation_score", "speaker",
-    "time", "document_id", "total_pages", "reading_notes", "file_path", "file_size", "file_type", "creation_date",
-    "last_modified_date",
+    "page", "start_char_idx", "end_char_idx", "token_start", "token_end", "token_base", "score", "cited",
+    "citation_score", "speaker", "time", "document_id", "total_pages", "reading_notes", "file_path", "file_size",
+    "file_type", "creation_date", "last_modified_date",
 )  # fmt: skip
 """Metadata that is for programs: an engine that writes metadata into prompts leaves them out."""
 
@@ -52,7 +52,8 @@ class Source:
 def nodes_of(passages: Sequence[Passage], text: TokenizedText, sources: Mapping[str, Source]) -> list[NodeWithScore]:
     """Make nodes of passages, best first; one that reaches over a page border is cut there, so that labels are right.
 
-    Their token ranges, in `token_start` and `token_end`, put together again, are the passages.
+    Their token ranges, in `token_start` and `token_end`, put together again, are the passages; `token_base` is where
+    their document began.
 
     Args:
         passages: What was found.
@@ -69,7 +70,9 @@ def nodes_of(passages: Sequence[Passage], text: TokenizedText, sources: Mapping[
             assert span is not None  # noqa: S101 - as chosen above
             source, left = sources[span.document], span.start + len(span.text) - len(span.text.lstrip())
             node = node_of(source, left, span.start + len(span.text.rstrip()), passage.score)
-            node.node.metadata.update(token_start=first, token_end=end)
+            node.node.metadata.update(
+                token_start=first, token_end=end, token_base=int(text.first[text.document_of(first)])
+            )
             nodes.append(node)
     return sorted(nodes, key=lambda node: -(node.score or 0.0))
 
@@ -81,17 +84,28 @@ def _visible(text: TokenizedText, first: int, end: int) -> Span | None:
     return span if span is not None and span.text.strip() else None
 
 
-def passages_in(nodes: Sequence[NodeWithScore]) -> list[Passage]:
+def passages_in(
+    nodes: Sequence[NodeWithScore], text: TokenizedText | None = None, sources: Mapping[str, Source] | None = None
+) -> list[Passage]:
     """Return the passages that nodes were made of, in the order of the documents; of some nodes, these parts.
 
+    Args:
+        nodes: What a retriever gave.
+        text: The tokens to find them in; None: those that they were found in. Documents may have come or gone since.
+        sources: The documents of that text by name, in order.
+
     Raises:
-        InfiniPotIndexError: A node is of something else.
+        InfiniPotIndexError: A node is of something else, or of a document that is no longer there.
     """
     from infinipot_llm.memory.recall import Passage
 
     found: list[Passage] = []
     try:
-        ranges = [(n.node.metadata["token_start"], n.node.metadata["token_end"], n.score or 0.0) for n in nodes]
+        moved = [_moved(n.node, text, sources or {}) for n in nodes]
+        ranges = [
+            (n.node.metadata["token_start"] + by, n.node.metadata["token_end"] + by, n.score or 0.0)
+            for n, by in zip(nodes, moved, strict=True)
+        ]
     except KeyError as error:
         raise InfiniPotIndexError(
             "a node is no passage of this index: answer from nodes that its retriever gave, or use another synthesizer."
@@ -102,6 +116,20 @@ def passages_in(nodes: Sequence[NodeWithScore]) -> list[Passage]:
         else:
             found.append(Passage(start, end, score))
     return found
+
+
+def _moved(node: BaseNode, text: TokenizedText | None, sources: Mapping[str, Source]) -> int:
+    """Return by how many tokens the document of a node has moved since the node was found."""
+    told = node.metadata
+    base = told["token_base"]
+    if text is None:
+        return 0
+    for first, source in zip(text.first, sources.values(), strict=False):
+        if source.ref_doc_id == node.ref_doc_id and source.document.id == told["document_id"]:
+            return int(first) - int(base)
+    raise InfiniPotIndexError(
+        f"{told['file_name']} was changed or taken out of the index after its passages were found: ask again."
+    )
 
 
 def _by_page(passage: Passage, text: TokenizedText) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from llama_index.core.schema import Document, NodeWithScore, QueryBundle
 from llama_index.indices.managed.infinipot.errors import InfiniPotIndexError
 from llama_index.indices.managed.infinipot.retriever import InfiniPotRetriever
 from llama_index.indices.managed.infinipot.synthesizer import InfiniPotSynthesizer
+from llama_index.llms.infinipot.asking import advice
 
 from infinipot_llm.config import FOLLOWUPS
 
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
 
 dispatcher = instrument.get_dispatcher(__name__)
 
-_WITHOUT_MEANING = ("response_mode", "use_async", "verbose", "text_qa_template", "refine_template", "summary_template")
+_WITHOUT_MEANING = (
+    "response_mode", "use_async", "verbose", "text_qa_template", "refine_template", "summary_template",
+    "simple_template",
+)  # fmt: skip
 """What tutorials give to `as_query_engine`: one call of the model answers here, with the prompt that its heads were
 measured on."""
+
+_OF_ANSWERS = ("max_new_tokens", "temperature", "top_p", "stop", "seed", "citations")
+_OF_ENGINES = (
+    "llm", "followup", "recall", "streaming", "similarity_top_k", "node_postprocessors", "callback_manager",
+)  # fmt: skip
 
 
 class InfiniPotQueryEngine(BaseQueryEngine):
@@ -71,7 +80,7 @@ class InfiniPotQueryEngine(BaseQueryEngine):
         super().__init__(callback_manager)
         check_followup(followup)
         self._index = index
-        self._llm = with_options(llm or index.llm, options)
+        self._llm = with_options(llm or index.llm, options, _OF_ENGINES)
         self._asking: dict[str, Any] = {"followup": followup, "recall": recall}
         self._postprocessors = list(node_postprocessors)
         for postprocessor in self._postprocessors:
@@ -174,18 +183,22 @@ def check_followup(followup: str | None) -> None:
         raise InfiniPotIndexError(f"followup is {followup!r}: give one of {', '.join(FOLLOWUPS)}.")
 
 
-def with_options(llm: InfiniPotLLM, options: dict[str, Any]) -> InfiniPotLLM:
+def with_options(llm: InfiniPotLLM, options: dict[str, Any], others: Sequence[str]) -> InfiniPotLLM:
     """Return a model with other limits of answers.
+
+    Args:
+        llm: The model.
+        options: The limits.
+        others: What else the engine takes, for the sentence about an unknown option.
 
     Raises:
         InfiniPotIndexError: An option is unknown.
     """
     changes = {k: v for k, v in options.items() if k not in _WITHOUT_MEANING}
-    known = ("max_new_tokens", "temperature", "top_p", "stop", "seed", "citations")
-    unknown = sorted(set(changes) - set(known))
+    unknown = sorted(set(changes) - set(_OF_ANSWERS))
     if unknown:
         raise InfiniPotIndexError(
-            f"an InfiniPot engine has no option {unknown[0]!r}: give one of {', '.join(known)}, or leave it out."
+            f"an InfiniPot engine has no option {unknown[0]!r}: {advice(unknown[0], (*others, *_OF_ANSWERS))}"
         )
     if not changes:
         return llm

@@ -38,11 +38,7 @@ def by_file(parts: Iterable[BaseNode]) -> dict[str, list[BaseNode]]:
     files: dict[str, list[BaseNode]] = {}
     seen: dict[str, BaseNode] = {}
     for part in parts:
-        if not isinstance(part, BaseNode):
-            raise InfiniPotIndexError(
-                f"InfiniPotIndex takes LlamaIndex documents, and this is of type {type(part).__name__}: give a list of "
-                "Document(text=...), or what a reader's load_data returned."
-            )
+        check_kind(part)
         if not isinstance(part, Document) and getattr(part, "start_char_idx", None) is not None:
             raise InfiniPotIndexError(
                 "these nodes are chunks of documents, which overlap: give the documents to from_documents instead."
@@ -55,6 +51,19 @@ def by_file(parts: Iterable[BaseNode]) -> dict[str, list[BaseNode]]:
         if first is part:
             files.setdefault(file_key(part), []).append(part)
     return files
+
+
+def check_kind(part: object) -> None:
+    """Refuse what is no document or page of LlamaIndex.
+
+    Raises:
+        InfiniPotIndexError: It is something else, such as a string.
+    """
+    if not isinstance(part, BaseNode):
+        raise InfiniPotIndexError(
+            f"an index is made of LlamaIndex documents, and this is of type {type(part).__name__}: give a list of "
+            "Document(text=...), or what a reader's load_data returned."
+        )
 
 
 def own_id(part: BaseNode) -> str:
@@ -105,7 +114,7 @@ def in_order(parts: Sequence[BaseNode]) -> list[BaseNode]:
 def merged(old: Sequence[BaseNode], new: Sequence[BaseNode]) -> list[BaseNode]:
     """Return the pages of a file after some of them were given anew: the same number, or else id, is the same page.
 
-    A text that is no page, such as a text file that was loaded again, is the whole file, unless it has the id of a part.
+    A text that is no page, such as a text file loaded again, is the whole file, unless it has the id of a part.
     """
     known = {own_id(part) for part in old}
     if not any(is_page(part) or own_id(part) in known for part in new):

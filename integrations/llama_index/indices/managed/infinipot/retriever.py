@@ -11,10 +11,13 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.indices.managed.infinipot.errors import InfiniPotIndexError
 from llama_index.indices.managed.infinipot.nodes import nodes_of
+from llama_index.llms.infinipot.asking import advice, of_messages
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.infinipot.base import InfiniPotIndex
     from llama_index.llms.infinipot import InfiniPotLLM
+
+_OF_THE_BASE = ("callback_manager", "object_map", "objects", "verbose")
 
 
 class InfiniPotRetriever(BaseRetriever):
@@ -44,8 +47,13 @@ class InfiniPotRetriever(BaseRetriever):
             **options: Those of BaseRetriever.
 
         Raises:
-            InfiniPotIndexError: similarity_top_k is below 1.
+            InfiniPotIndexError: similarity_top_k is below 1, or an option is unknown.
         """
+        if unknown := sorted(set(options) - set(_OF_THE_BASE)):
+            known = ("similarity_top_k", "recall", *_OF_THE_BASE)
+            raise InfiniPotIndexError(
+                f"an InfiniPot retriever has no option {unknown[0]!r}: {advice(unknown[0], known)}"
+            )
         if similarity_top_k is not None and similarity_top_k < 1:
             raise InfiniPotIndexError(f"similarity_top_k is {similarity_top_k}: give at least 1, or None for all.")
         super().__init__(**options)
@@ -57,7 +65,6 @@ class InfiniPotRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """Look for passages; documents that were not read yet are read first."""
-        from llama_index.llms.infinipot.asking import of_messages
         from llama_index.llms.infinipot.blocks import given
         from llama_index.llms.infinipot.remembered import passages_of
 

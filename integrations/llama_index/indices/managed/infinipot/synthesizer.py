@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llama_index.llms.infinipot import InfiniPotLLM
 
     from infinipot_llm.memory.memory import DocumentMemory
+    from infinipot_llm.memory.recall import Passage
 
 dispatcher = instrument.get_dispatcher(__name__)
 
@@ -87,7 +88,7 @@ class InfiniPotSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """Answer from nodes that the index's retriever gave; they become the sources."""
-        return super().synthesize(query, self._shown(nodes), additional_source_nodes, passages=passages_in(nodes))
+        return super().synthesize(query, self._shown(nodes), additional_source_nodes, found=nodes)
 
     async def asynthesize(
         self,
@@ -98,14 +99,17 @@ class InfiniPotSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """Answer without blocking the event loop."""
         shown = await asyncio.to_thread(self._shown, nodes)
-        return await super().asynthesize(query, shown, additional_source_nodes, passages=passages_in(nodes))
+        return await super().asynthesize(query, shown, additional_source_nodes, found=nodes)
 
     def get_response(self, query_str: str, text_chunks: Sequence[str], **asked: Any) -> Any:
         """Ask the memory, which reads the passages that the nodes are of."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
         memory, sources = self._index.memory_and_sources()
         answered = _Answered(sources)
-        llm, messages = self._over(memory, asked), self._messages(query_str)
+        llm, messages = (
+            self._over(memory, passages_in(asked.get("found") or (), memory.text, sources)),
+            self._messages(query_str),
+        )
         if self._streaming:
             answered.pieces = _said(answered, llm, messages)
         else:
@@ -118,7 +122,10 @@ class InfiniPotSynthesizer(BaseSynthesizer):
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
         memory, sources = await asyncio.to_thread(self._index.memory_and_sources)
         answered = _Answered(sources)
-        llm, messages = self._over(memory, asked), self._messages(query_str)
+        llm, messages = (
+            self._over(memory, passages_in(asked.get("found") or (), memory.text, sources)),
+            self._messages(query_str),
+        )
         if self._streaming:
             answered.pieces = _asaid(answered, llm, messages)
         else:
@@ -132,9 +139,9 @@ class InfiniPotSynthesizer(BaseSynthesizer):
             return nodes
         return [NodeWithScore(node=_NOTHING)]
 
-    def _over(self, memory: DocumentMemory, asked: dict[str, Any]) -> InfiniPotLLM:
+    def _over(self, memory: DocumentMemory, passages: list[Passage]) -> InfiniPotLLM:
         """Return the model that answers from the passages that were found, if the answer comes from passages."""
-        return self._model.over(memory, **self._asking, passages=asked.get("passages") or None)
+        return self._model.over(memory, **self._asking, passages=passages or None)
 
     def _messages(self, query: str) -> list[ChatMessage]:
         return [*self._before, ChatMessage(content=query)]

@@ -49,8 +49,9 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Insert a document, or a page into its file.
 
-        A document is read now, unless the index is lazy; one with the id, or the file, of an earlier one replaces it. A page that joins others is read with the next question, since
-        further ones may follow: `refresh_ref_docs` takes all pages at once.
+        A document is read now, unless the index is lazy; one with the id, or the file, of an earlier one replaces it. A
+        page that joins others is read with the next question, since further ones may follow: `refresh_ref_docs` takes
+        all pages at once.
         """
         self.insert_nodes([document], **insert_kwargs)
 
