@@ -96,3 +96,30 @@ async def awaited_pieces(ask: Ask[Any]) -> AsyncIterator[str]:
                 yield piece
     finally:
         await both.aclose()  # type: ignore[attr-defined]
+
+
+class Pieces:
+    """Joins the pieces of an answer so that, at every moment, they are a beginning of the whole answer's text.
+
+    An answer has no white space around it, while its pieces come as they are decoded.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._held = ""
+
+    def add(self, piece: str) -> str:
+        """Return what a piece adds; white space waits for what follows it."""
+        piece = self._held + piece
+        if not self.text:
+            piece = piece.lstrip()
+        added = piece.rstrip()
+        self._held = piece[len(added) :]
+        self.text += added
+        return added
+
+    def end(self, whole: str) -> str:
+        """Return what is missing of the whole answer."""
+        added = whole[len(self.text) :] if whole.startswith(self.text) else ""
+        self.text += added
+        return added

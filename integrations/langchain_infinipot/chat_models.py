@@ -16,6 +16,7 @@ from langchain_core.tools import BaseTool
 from pydantic import model_validator
 
 from infinipot_llm import __version__
+from infinipot_llm.memory.waiting import Pieces
 from langchain_infinipot import replies
 from langchain_infinipot.errors import InvalidRequestError, langchain_errors
 from langchain_infinipot.messages import read_messages
@@ -144,7 +145,7 @@ class ChatInfiniPot(InfiniPotSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         ready = self.prepare(messages, stop, **kwargs)
-        joined = replies.Pieces()
+        joined = Pieces()
         with langchain_errors(), closing(ready.engine.stream(*ready.asked, **ready.options)) as pieces:
             for piece in pieces:
                 chunk = _chunk(piece, joined, ready.model)
@@ -162,7 +163,7 @@ class ChatInfiniPot(InfiniPotSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         ready = await asyncio.to_thread(self.prepare, messages, stop, **kwargs)
-        joined = replies.Pieces()
+        joined = Pieces()
         with langchain_errors():
             async with aclosing(ready.engine.astream(*ready.asked, **ready.options)) as pieces:
                 async for piece in pieces:
@@ -261,7 +262,7 @@ def _result(reply: Reply, model: str) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=replies.message(reply, model))])
 
 
-def _chunk(piece: str | Reply, joined: replies.Pieces, model: str) -> ChatGenerationChunk | None:
+def _chunk(piece: str | Reply, joined: Pieces, model: str) -> ChatGenerationChunk | None:
     """Return what a piece adds to the answer; None: nothing yet."""
     if isinstance(piece, str):
         added = joined.add(piece)

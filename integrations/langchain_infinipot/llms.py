@@ -15,6 +15,7 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 from langchain_core.runnables import RunnableConfig
 
 from infinipot_llm.documents import Document
+from infinipot_llm.memory.waiting import Pieces
 from langchain_infinipot import replies
 from langchain_infinipot.errors import langchain_errors
 from langchain_infinipot.messages import holds_documents, read_messages
@@ -209,7 +210,7 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         ready = self._asked(prompt, stop, kwargs)
-        joined = replies.Pieces()
+        joined = Pieces()
         with langchain_errors(), closing(ready.engine.stream(*ready.asked, **ready.options)) as pieces:
             for piece in pieces:
                 chunk = _chunk(piece, joined, ready.model)
@@ -227,7 +228,7 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         ready = await asyncio.to_thread(self._asked, prompt, stop, kwargs)
-        joined = replies.Pieces()
+        joined = Pieces()
         with langchain_errors():
             async with aclosing(ready.engine.astream(*ready.asked, **ready.options)) as pieces:
                 async for piece in pieces:
@@ -262,7 +263,7 @@ def _info(reply: Reply, model: str) -> dict[str, Any]:
     return {**replies.metadata(reply, model), "usage_metadata": dict(replies.usage(reply))}
 
 
-def _chunk(piece: str | Reply, joined: replies.Pieces, model: str) -> GenerationChunk | None:
+def _chunk(piece: str | Reply, joined: Pieces, model: str) -> GenerationChunk | None:
     """Return what a piece adds to the answer; None: nothing yet."""
     if isinstance(piece, str):
         added = joined.add(piece)

@@ -78,33 +78,6 @@ def message(reply: Reply, model: str) -> AIMessage:
     return AIMessage(content=reply.answer.text, usage_metadata=usage(reply), response_metadata=metadata(reply, model))
 
 
-class Pieces:
-    """Joins the pieces of an answer so that, at every moment, they are a beginning of the whole answer's text.
-
-    An answer has no white space around it, while its pieces come as they are decoded.
-    """
-
-    def __init__(self) -> None:
-        self.text = ""
-        self._held = ""
-
-    def add(self, piece: str) -> str:
-        """Return what a piece adds; white space waits for what follows it."""
-        piece = self._held + piece
-        if not self.text:
-            piece = piece.lstrip()
-        added = piece.rstrip()
-        self._held = piece[len(added) :]
-        self.text += added
-        return added
-
-    def end(self, whole: str) -> str:
-        """Return what is missing of the whole answer."""
-        added = whole[len(self.text) :] if whole.startswith(self.text) else ""
-        self.text += added
-        return added
-
-
 def last_chunk(reply: Reply, model: str, text: str = "") -> AIMessageChunk:
     """Return what closes a stream: usage, metadata and citations, which are known only at the end.
 

@@ -22,12 +22,12 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.llms.infinipot.asking import Call, nearest, of_messages, of_prompt
-from llama_index.llms.infinipot.responses import Pieces, chat, completion
+from llama_index.llms.infinipot.responses import chat, completion
 from llama_index.llms.infinipot.structured import StructuredLLM
 
 from infinipot_llm.config import PotConfig
 from infinipot_llm.errors import BudgetError
-from infinipot_llm.memory.waiting import awaited, awaited_pieces_and_value, pieces_and_value
+from infinipot_llm.memory.waiting import Pieces, awaited, awaited_pieces_and_value, pieces_and_value
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:

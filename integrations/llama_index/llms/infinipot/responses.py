@@ -51,30 +51,3 @@ def chat(text: str, reply: Reply | None, model: str, delta: str | None = None) -
     """Make the response to a conversation."""
     message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
     return ChatResponse(message=message, delta=delta, **told(reply, model))
-
-
-class Pieces:
-    """Joins the pieces of an answer so that, at every moment, they are a beginning of the whole answer's text.
-
-    An answer has no white space around it, while its pieces come as they are decoded.
-    """
-
-    def __init__(self) -> None:
-        self.text = ""
-        self._held = ""
-
-    def add(self, piece: str) -> str:
-        """Return what a piece adds; white space waits for what follows it."""
-        piece = self._held + piece
-        if not self.text:
-            piece = piece.lstrip()
-        delta = piece.rstrip()
-        self._held = piece[len(delta) :]
-        self.text += delta
-        return delta
-
-    def end(self, whole: str) -> str:
-        """Return what is missing of the whole answer."""
-        delta = whole[len(self.text) :] if whole.startswith(self.text) else ""
-        self.text += delta
-        return delta
