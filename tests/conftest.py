@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -18,6 +19,8 @@ from infinipot_llm.models import catalogue
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 
+settings.register_profile("same", derandomize=True)  # the same examples in every run
+settings.load_profile("same")
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 DOCUMENTS = Path(__file__).resolve().parents[1] / "examples" / "documents"
