@@ -19,10 +19,10 @@ from infinipot_llm.answering.compose import compose
 from infinipot_llm.answering.decode import Sampling
 from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidied
 from infinipot_llm.answering.prompt import Message, Prompt
+from infinipot_llm.collection import Collection, GoneError, telling
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError, QuestionError, QuestionTooLongError
-from infinipot_llm.library import GoneError, Library, telling
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Passage, pot_of_text
 from infinipot_llm.memory.shelf import SPAN
@@ -66,14 +66,14 @@ class Assistant:
     Attributes:
         llm: The model, its budget and settings.
         store: Where memories of documents are kept; None keeps them in this process alone.
-        library: The documents that were read.
+        collection: The documents that were read.
     """
 
     def __init__(self, llm: InfiniPot, store: MemoryStore | None = None) -> None:
         """Put an assistant together; `Assistant.shared` shares the weights with all others of the process."""
         self.llm = llm
         self.store = store
-        self.library = Library(llm, store)
+        self.collection = Collection(llm, store)
         self._text: tuple[object, TokenizedText] | None = None  # the documents last tokenised
         self._whole: tuple[object, Pot] | None = None  # the prompt last read as it is, up to the documents' end
 
@@ -158,7 +158,7 @@ class Assistant:
             if how == "reread":
                 looked_for = prompt.behind if catalyst is None else prompt.query
                 return self._from_one_reading(text, prompt, looked_for, sampling, options, progress)
-            memory, read = self.library.memory(several, progress=progress, cancelled=cancelled)
+            memory, read = self.collection.memory(several, progress=progress, cancelled=cancelled)
             if how == "reuse":
                 prompt, sampling, _ = fitted(memory.pot.length)
                 if talk[0].role == "system":
@@ -199,7 +199,7 @@ class Assistant:
             DocumentError: There is nothing to read.
             StoreError: The store cannot be used.
         """
-        return self.library.memory(documents, progress=progress)[0]
+        return self.collection.memory(documents, progress=progress)[0]
 
     def recognised(self, document_id: str) -> Document:
         """Return the document with this id (`Document.id`), when a memory of it is here or in the store.
@@ -207,7 +207,7 @@ class Assistant:
         Raises:
             DocumentError: The id is malformed, or no memory of that document is known.
         """
-        return self.library.recognised(document_id)
+        return self.collection.recognised(document_id)
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens of this model a text is."""

@@ -14,7 +14,7 @@ import torch
 from conftest import byte_tokenizer, tiny_model
 
 from infinipot_llm import assistant as assistant_module
-from infinipot_llm import library as library_module
+from infinipot_llm import collection as collection_module
 from infinipot_llm.answering.prompt import Message
 from infinipot_llm.assistant import Assistant, Reply
 from infinipot_llm.config import PotConfig
@@ -267,7 +267,7 @@ def test_two_threads_that_want_a_document_read_it_once(assistant: Assistant) -> 
 
 
 def test_only_so_many_memories_are_held(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library_module, "MOST_MEMORIES", 1)
+    monkeypatch.setattr(collection_module, "MOST_MEMORIES", 1)
     assert assistant.respond(ASK, [LONG]).read_tokens
     assert assistant.respond(ASK, [OTHER]).read_tokens
     assert assistant.respond(ASK, [LONG]).read_tokens

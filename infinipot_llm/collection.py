@@ -1,4 +1,4 @@
-"""Library: documents that were read, each once, however many threads and conversations ask for them."""
+"""Collection: documents that were read, each once, however many threads and conversations ask for them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GoneError(Exception):
     """Whoever asked went away while documents were read."""
 
 
-class Library:
+class Collection:
     """Memories of documents, by content: the last ones open, all of them in the store.
 
     Attributes:
