@@ -1,12 +1,16 @@
-"""A LlamaIndex user's choice: vectors, BM25, both fused, a summary index, or InfiniPotIndex, over one PDF.
+"""A LlamaIndex user's choice: vectors, BM25, both fused, a summary index, or InfiniPotIndex, over PDFs.
 
     python benchmarks/rag.py ask --data DIR --embeddings DIR --out rows.jsonl [--arms ours,bm25,vector,fused,tree]
+    python benchmarks/rag.py ask --questions hard --embeddings DIR --out rows.jsonl
     python benchmarks/rag.py report --out rows.jsonl
 
 The same weights answer everywhere, with the same prompt, greedily, from about the same number of tokens: 1,024 recalled
-ones, or four chunks of 256 (LlamaIndex's own splitter, overlap 32). The 39 questions about a PDF of 25 pages tell the
-page of their answer. Rows hold no questions and no answers, are appended to --out, and what is there is not asked
-again; `tree` (SummaryIndex with tree_summarize) reads the whole PDF for every question: give it --limit 5.
+ones, or four chunks of 256 (LlamaIndex's own splitter, overlap 32). The questions and how answers are scored:
+`rag_questions.py`. `pages` are 39 about a PDF of 25 pages, and tell the page of their answer; `hard` are about two PDFs
+in one index: lists, counts, summaries, and two facts that stand pages apart.
+
+Rows hold no questions and no answers, are appended to --out, and what is there is not asked again; `tree`
+(SummaryIndex with tree_summarize) reads everything for every question: give it --limit 5, questions of each kind.
 
 A page counts as right when the first source node (of `ours`, the first cited one) is on it.
 """
@@ -21,10 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import followup_data as data
 import numpy as np
+import rag_questions
 import retrievers
 import torch
+from followup_data import f1
 from llama_index.core import Settings, StorageContext, SummaryIndex, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
@@ -38,11 +43,14 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.indices.managed.infinipot import InfiniPotIndex
 from llama_index.llms.infinipot import InfiniPotLLM
 from llama_index.readers.infinipot import InfiniPotPDFReader
+from rag_questions import Question
 
 from infinipot_llm.answering.prompt import BEFORE_DOCUMENT, BEFORE_QUESTION, SYSTEM
+from infinipot_llm.evaluation.statistics import paired, share
 
 CHUNK, OVERLAP, CHUNKS = 256, 32, 4
-ANSWER_TOKENS = 48
+ANSWER_TOKENS = {"pages": 48, "hard": 256}
+"""Per set of questions: lists and summaries need room."""
 
 
 class MiniLMEmbedding(BaseEmbedding):
@@ -85,13 +93,13 @@ def template() -> ChatPromptTemplate:
     return ChatPromptTemplate(said)
 
 
-def engine_of(arm: str, documents: list[Any], llm: InfiniPotLLM, embeddings: Path, rows: list[dict[str, Any]]) -> Any:
-    """Build an engine, and note how long that took and what it takes on disk."""
+def engine_of(arm: str, documents: list[Any], llm: InfiniPotLLM, embeddings: Path) -> tuple[Any, dict[str, float]]:
+    """Build an engine, and tell how long that took and what it takes on disk."""
     started = time.perf_counter()
     context = StorageContext.from_defaults()
     if arm == "ours":
         index: Any = InfiniPotIndex.from_documents(documents, llm=llm, storage_context=context)
-        made = index.as_query_engine(max_new_tokens=ANSWER_TOKENS)
+        made = index.as_query_engine(max_new_tokens=llm.max_new_tokens)
     elif arm == "tree":
         small = llm.model_copy(update={"context_window": 4096})
         index = SummaryIndex.from_documents(documents, storage_context=context)
@@ -102,108 +110,184 @@ def engine_of(arm: str, documents: list[Any], llm: InfiniPotLLM, embeddings: Pat
         if arm != "bm25":
             index = VectorStoreIndex(nodes, embed_model=MiniLMEmbedding(embeddings), storage_context=context)
             dense = index.as_retriever(similarity_top_k=CHUNKS)
-            fused = {"similarity_top_k": CHUNKS, "num_queries": 1, "mode": "reciprocal_rerank", "use_async": False}
+            fused: dict[str, Any] = {
+                "similarity_top_k": CHUNKS,
+                "num_queries": 1,
+                "mode": "reciprocal_rerank",
+                "use_async": False,
+            }
             found = dense if arm == "vector" else QueryFusionRetriever([dense, found], llm=llm, **fused)
         made = RetrieverQueryEngine(found, get_response_synthesizer(llm, text_qa_template=template()))
     seconds = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         context.persist(folder)
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
-    rows.append({"arm": arm, "build_seconds": round(seconds, 1), "bytes": size})
-    return made
+    return made, {"build_seconds": round(seconds, 1), "bytes": size}
 
 
 def ask(args: argparse.Namespace) -> None:
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    asked = {(r["arm"], r["number"]) for r in done if "number" in r}
+    done = read_rows(args.out) if args.out.exists() else []
+    asked = {(r["questions"], r["arm"], r["number"]) for r in done if "number" in r}
+    if {*args.arms} & {"vector", "fused"} and args.embeddings is None:
+        raise SystemExit("the arms vector and fused need --embeddings DIR, the folder with all-MiniLM-L6-v2.")
+    paths, questions = rag_questions.load(args.questions, args.data)
+    wanted = first_of_each_kind(questions, args.limit)
     torch.set_num_threads(args.threads)
-    llm = InfiniPotLLM(model=args.model, budget=4096, max_new_tokens=ANSWER_TOKENS, store=False, citations=False)
-    cited = InfiniPotLLM(model=args.model, budget=4096, max_new_tokens=ANSWER_TOKENS, store=False)
+    settings: dict[str, Any] = {
+        "model": args.model,
+        "dtype": args.dtype,
+        "max_new_tokens": ANSWER_TOKENS[args.questions],
+    }
+    cited = InfiniPotLLM(budget=4096, store=False, **settings)
+    llm = InfiniPotLLM(budget=4096, store=False, citations=False, **settings)
     Settings.tokenizer = llm.tokenize
-    documents = InfiniPotPDFReader().load_data(args.data / "pdf" / "alps_wiki.pdf")
-    lines = (args.data / "qa" / "alps_wiki.questions.jsonl").read_text(encoding="utf-8").splitlines()
-    questions = [json.loads(line) for line in lines][: args.limit]
+    documents = [page for path in paths for page in InfiniPotPDFReader().load_data(path)]
     with args.out.open("a") as out:
 
         def write(row: dict[str, Any]) -> None:
-            out.write(json.dumps(row) + "\n")
+            out.write(json.dumps({"questions": args.questions, **row}) + "\n")
             out.flush()
 
         for arm in args.arms:
-            left = [n for n in range(len(questions)) if (arm, n) not in asked]
+            left = [n for n in wanted if (args.questions, arm, n) not in asked]
             if not left:
                 continue
-            built: list[dict[str, Any]] = []
-            engine = engine_of(arm, documents, cited if arm == "ours" else llm, args.embeddings, built)
-            write(built[0])
+            engine, cost = engine_of(arm, documents, cited if arm == "ours" else llm, args.embeddings)
+            write({"arm": arm, **cost})
             for number in left:
-                write(answered(arm, number, questions[number], engine.query))
+                write({"arm": arm, "number": number, **answered(arm, questions[number], engine.query)})
 
 
-def answered(arm: str, number: int, question: dict[str, Any], query: Callable[[str], Any]) -> dict[str, Any]:
-    """Ask one question."""
+def first_of_each_kind(questions: list[Question], limit: int) -> list[int]:
+    """Return the numbers of the first questions of each kind."""
+    numbers: list[int] = []
+    for kind in rag_questions.KINDS:
+        numbers += [n for n, question in enumerate(questions) if question.kind == kind][:limit]
+    return numbers
+
+
+def answered(arm: str, question: Question, query: Callable[[str], Any]) -> dict[str, Any]:
+    """Ask one question, and score the answer."""
     started = time.perf_counter()
-    response = query(question["question"])
+    response = query(question.question)
     seconds = time.perf_counter() - started
     sources = [s.node.metadata for s in response.source_nodes]
     told = [s for s in sources if s.get("cited")] if arm == "ours" else sources
-    references = [question["answer"]]
-    return {
-        "arm": arm, "number": number, "contains": data.contains(str(response), references),
-        "f1": round(data.f1(str(response), references), 4), "words": len(str(response).split()),
-        "pages": [int(s["page"]) for s in told[:3]], "gold": question["page_1indexed"], "seconds": round(seconds, 2),
+    row: dict[str, Any] = {
+        "kind": question.kind, "score": round(rag_questions.score(question, str(response)), 4),
+        "words": len(str(response).split()), "seconds": round(seconds, 2),
+        "found": round(rag_questions.pages_found(question, [(s["file_name"], int(s["page"])) for s in sources]), 4),
     }  # fmt: skip
+    if question.kind == "page":
+        row |= {"f1": round(f1(str(response), question.answers), 4)}
+        row |= {"pages": [int(s["page"]) for s in told[:3]], "gold": list(question.pages)}
+    return row
 
 
 def report(rows: list[dict[str, Any]]) -> None:
+    """Print the tables of the sets of questions that rows are there of."""
+    for name, table in (("pages", report_pages), ("hard", report_hard)):
+        some = [row for row in rows if row["questions"] == name]
+        if any("number" in row for row in some):
+            print(f"\nQuestions: {name}\n")
+            table(some)
+
+
+def report_pages(rows: list[dict[str, Any]]) -> None:
     """Print a table: answers with intervals, pages, and what it costs."""
-    arms = list(dict.fromkeys(r["arm"] for r in rows))
-    ours = {r["number"]: r for r in rows if r["arm"] == "ours" and "number" in r}
     print(
         "| | n | answers that contain the reference | ours minus this | F1 | first page right, of correct answers",
         end="",
     )
     print(" | one of three | seconds to build | per question | MB on disk |\n|" + "---|" * 10)
-    for arm in arms:
+    for arm in dict.fromkeys(r["arm"] for r in rows):
         some = [r for r in rows if r["arm"] == arm and "number" in r]
-        built = next(r for r in rows if r["arm"] == arm and "bytes" in r)
         if not some:
             continue
-        mean, low, high = data.share([r["contains"] for r in some], [str(r["number"]) for r in some])
-        both = [(ours[r["number"]]["contains"], r["contains"], str(r["number"])) for r in some if r["number"] in ours]
-        difference = ""
-        if arm != "ours" and both:
-            difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*data.paired(*map(list, zip(*both, strict=True))))
-        right = [r for r in some if r["contains"]]
+        right = [r for r in some if r["score"]]
         pages = ["-", "-"]
         for place, most in enumerate((1, 3)):
             if right:
-                share = data.share(
+                right_first = share(
                     [bool({*r["pages"][:most]} & {*r["gold"]}) for r in right], [str(r["number"]) for r in right]
                 )
-                pages[place] = "{:.2f} [{:.2f}, {:.2f}]".format(*share)
+                pages[place] = "{:.2f} [{:.2f}, {:.2f}]".format(*right_first)
+        seconds, megabytes = cost_of(arm, rows)
         print(
-            f"| {arm} | {len(some)} | {mean:.3f} [{low:.2f}, {high:.2f}] | {difference} | "
-            f"{np.mean([r['f1'] for r in some]):.3f} | {pages[0]} | {pages[1]} | {built['build_seconds']} | "
-            f"{np.median([r['seconds'] for r in some]):.1f} | {built['bytes'] / 1e6:.1f} |"
+            f"| {arm} | {len(some)} | {scored(some)} | {against_ours(some, rows)} | "
+            f"{np.mean([r['f1'] for r in some]):.3f} | {pages[0]} | {pages[1]} | {seconds} | "
+            f"{np.median([r['seconds'] for r in some]):.1f} | {megabytes} |"
         )
 
 
-def main() -> None:
+def report_hard(rows: list[dict[str, Any]]) -> None:
+    """Print a table: scores by kind with intervals, and how much of the evidence was among the sources."""
+    print("| kind | | n | score | ours minus this | evidence pages among the sources | words | seconds per question |")
+    print("|" + "---|" * 8)
+    arms = list(dict.fromkeys(r["arm"] for r in rows))
+    for kind in rag_questions.KINDS:
+        of_kind = [r for r in rows if r.get("kind") == kind]
+        for arm in arms:
+            some = [r for r in of_kind if r["arm"] == arm]
+            if some:
+                print(
+                    f"| {kind} | {arm} | {len(some)} | {scored(some)} | {against_ours(some, of_kind)} | "
+                    f"{np.mean([r['found'] for r in some]):.2f} | {np.median([r['words'] for r in some]):.0f} | "
+                    f"{np.median([r['seconds'] for r in some]):.1f} |"
+                )
+    print("\n| | seconds to build | MB on disk |\n|---|---|---|")
+    for arm in arms:
+        print("| {} | {} | {} |".format(arm, *cost_of(arm, rows)))
+
+
+def scored(rows: list[dict[str, Any]]) -> str:
+    """Return the mean score with its interval."""
+    return "{:.3f} [{:.2f}, {:.2f}]".format(*share([r["score"] for r in rows], [str(r["number"]) for r in rows]))
+
+
+def against_ours(some: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """Return by how much `ours` scores higher on the questions that both were asked, with its interval."""
+    ours = {r["number"]: r["score"] for r in rows if r["arm"] == "ours" and "number" in r}
+    both = [(ours[r["number"]], r["score"], str(r["number"])) for r in some if r["number"] in ours]
+    if not both or some[0]["arm"] == "ours":
+        return ""
+    values, others, groups = map(list, zip(*both, strict=True))
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*paired(values, others, groups))
+
+
+def cost_of(arm: str, rows: list[dict[str, Any]]) -> tuple[float, str]:
+    """Return what building took: seconds, and megabytes on disk."""
+    built = next(r for r in rows if r["arm"] == arm and "bytes" in r)
+    return built["build_seconds"], f"{built['bytes'] / 1e6:.1f}"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file; those of before there were two sets are about pages."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row.setdefault("questions", "pages")
+        if "contains" in row:
+            row.setdefault("score", float(row["contains"]))
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["ask", "report"])
-    parser.add_argument("--data", type=Path, help="folder with pdf/ and qa/")
+    parser.add_argument("--questions", choices=rag_questions.SETS, default="pages")
+    parser.add_argument("--data", type=Path, help="folder with pdf/ and qa/; --questions hard needs none")
     parser.add_argument("--embeddings", type=Path, help="folder with all-MiniLM-L6-v2")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--arms", type=lambda s: s.split(","), default=["ours", "bm25", "vector", "fused"])
-    parser.add_argument("--limit", type=int, default=39, help="questions per arm")
+    parser.add_argument("--limit", type=int, default=39, help="questions per arm and kind")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.what == "ask":
         ask(args)
     else:
-        report([json.loads(line) for line in args.out.read_text().splitlines()])
+        report(read_rows(args.out))
 
 
 if __name__ == "__main__":

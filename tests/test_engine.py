@@ -1,4 +1,4 @@
-"""Reading into memory: nothing is read twice, what is read on shares what was read, nothing is left behind."""
+"""Reading into memory: nothing is read twice, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -7,47 +7,25 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_model
+from engine_samples import ADA, CODEC, CONFIG, MILL, TEXT, answers, files, other
+from engine_samples import llm as llm
+from engine_samples import reads as reads
+from engine_samples import store as store
 
-from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.errors import DocumentError, InfiniPotError, MemoryFileError, StoreError
+from infinipot_llm.errors import MemoryFileError, StoreError
 from infinipot_llm.memory.heads import Heads
-from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.store import STORE_VARIABLE, MemoryStore
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
-from infinipot_llm.pot.pot import Pot
-from infinipot_llm.pot.reader import Reader, ReadStats
-
-CODEC = TextCodec(byte_tokenizer())
-TEXT = "The mill burned in 1903. It was rebuilt in 1904 for 68,211 crowns. The owner moved away.\n" * 5
-MORE = "Ada Krol bought the mill in 1911. She paid 90 crowns a year for it.\n" * 4
-CONFIG = PotConfig(
-    budget=400, max_new_tokens=16, question_tokens=40, chunk=64, recall=90, shelf="int8", recalled="load"
-)
-MILL = Document.from_text(TEXT, name="mill")
-ADA = Document.from_text(MORE, name="ada")
-
-
-@pytest.fixture(scope="module")
-def llm() -> Iterator[InfiniPot]:
-    with InfiniPot(Adapter(tiny_model("llama", num_hidden_layers=2)), CODEC, CONFIG) as made:
-        yield made
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> MemoryStore:
-    return MemoryStore(tmp_path / "memories")
+from infinipot_llm.pot.reader import ReadStats
 
 
 @pytest.fixture
@@ -55,37 +33,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of shelves that no store keeps, of this test alone."""
     monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "own"))
     return tmp_path / "own"
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(first token, tokens of the text) of every reading."""
-    seen: list[tuple[int, int]] = []
-    true_read = Reader.read
-
-    def read(reader: Reader, text: Any, *args: Any, **kwargs: Any) -> tuple[Pot, ReadStats]:
-        seen.append((kwargs.get("start", 0), len(text)))
-        return true_read(reader, text, *args, **kwargs)
-
-    monkeypatch.setattr(Reader, "read", read)
-    return seen
-
-
-def other(llm: InfiniPot, **knobs: Any) -> InfiniPot:
-    return InfiniPot(llm.adapter, CODEC, replace(CONFIG, **knobs))
-
-
-def answers(memory: DocumentMemory) -> list[tuple[Any, ...]]:
-    """What does not depend on the clock."""
-    found = []
-    for question, followup in (("When?", "recall"), ("Who moved away?", "recall"), ("When?", "reuse")):
-        answer = memory.ask(question, followup=followup)
-        found.append((answer.text, answer.citations, answer.finish_reason, answer.usage.recalled_tokens))
-    return found
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(f.name for f in folder.iterdir() if f.name != ".lock") if folder.is_dir() else []
 
 
 # --- a store ---
@@ -309,151 +256,6 @@ def test_a_fork_is_a_memory_of_its_own(llm: InfiniPot, reads: list[Any]) -> None
     assert len(reads) == 1
 
 
-# --- reading on ---
-
-
-def state_of(memory: DocumentMemory) -> dict[str, bytes]:
-    state = {name: value.numpy().tobytes() for name, value in memory.pot.state().items()}
-    assert memory.shelved is not None
-    state |= {str(i): s.file.path.read_bytes() for i, s in enumerate(memory.shelved.shelf.segments)}
-    return state | {"ids": memory.text.ids.tobytes(), "null": memory.shelved.null.numpy().tobytes()}
-
-
-def test_reading_on_reads_nothing_again_and_leaves_the_old_memory(llm: InfiniPot, reads: list[Any]) -> None:
-    memory = llm.read(MILL)
-    before, expected = state_of(memory), answers(memory)
-    longer = llm.extend(memory, ADA)
-    assert reads == [(0, len(TEXT)), (len(TEXT), len(longer.text))]
-    assert longer.documents == (MILL, ADA)
-    assert longer.text.ids[: len(TEXT)].tolist() == memory.text.ids.tolist()
-    assert (longer.stats.tokens_read, longer.stats.cycles) == (len(longer.text), longer.stats.cycles)
-    assert longer.stats.cycles > memory.stats.cycles
-    assert longer.stats.seconds > memory.stats.seconds
-    assert state_of(memory) == before
-    assert answers(memory) == expected
-    assert memory.shelved is not None
-    assert longer.shelved is not None
-    first, second = longer.shelved.shelf.segments
-    assert first.file is memory.shelved.shelf.segments[0].file
-    assert longer.shelved.shelf.tokens.tolist() == list(range(len(longer.text)))
-    assert len(second) == len(longer.text) - len(TEXT)
-    assert torch.equal(first.normal.mean, second.normal.mean)
-    assert torch.equal(first.normal.spread, second.normal.spread)
-    assert longer.shelved.null.shape[0] == len(longer.text)
-    assert longer.pot.origin.max() >= len(TEXT)
-    assert longer.pot.length <= CONFIG.budget
-    answer = longer.ask("Who is Ada Krol?")
-    assert answer.usage.recalled_tokens == 90
-
-
-def test_a_text_read_on_with_is_the_text_read_at_once(llm: InfiniPot) -> None:
-    """Where nothing is distilled: what the model saw is the same, but for the header of the first document."""
-    engine = other(llm, budget=3000)
-    longer = engine.extend(engine.read(MILL), ADA)
-    assert longer.stats.cycles == 0
-    keys, values = longer.pot.newest(len(longer.text))
-    with longer.pot.scratch():
-        pass
-    ids = torch.from_numpy(np.concatenate([engine.form.prefix, longer.text.ids]).astype("int64"))
-    cache = llm.adapter.new_cache(len(ids))
-    llm.adapter.forward(ids, cache)
-    prefix = len(engine.form.prefix)
-    for layer, held in enumerate(cache.layers):
-        assert (held.raw_keys[0, :, prefix:] - keys[layer]).abs().max() < 1e-4
-        assert (held.value_states[0, :, prefix:] - values[layer]).abs().max() < 1e-4
-    assert longer.shelved is not None
-    packed = longer.shelved.shelf.load(0, len(longer.text))
-    assert (packed[0] - keys).abs().max() < 0.05 * keys.abs().max()
-    assert (packed[1] - values).abs().max() < 0.05 * values.abs().max()
-
-
-def test_reading_on_again_and_again(llm: InfiniPot, reads: list[Any], tmp_path: Path) -> None:
-    memory, kept = llm.read(MILL), []
-    for number in range(3):
-        kept.append((memory, answers(memory)))
-        part = Document.from_text(f"Part {number}. {MORE}", name=f"part {number}")
-        longer = llm.extend(memory, part)
-        assert reads[-1] == (len(memory.text), len(longer.text))
-        assert memory.shelved is not None
-        assert longer.shelved is not None
-        assert len(longer.shelved.shelf.segments) == number + 2
-        assert longer.shelved.shelf.segments[: number + 1] == memory.shelved.shelf.segments
-        assert [d.name for d in longer.documents] == ["mill", *(f"part {i}" for i in range(number + 1))]
-        memory = longer
-    for older, expected in kept:
-        assert answers(older) == expected
-    found = {span.document for span, _ in memory.recall("Part", len(memory.text))}
-    assert found == {d.name for d in memory.documents}
-    path = memory.save(tmp_path / "all.infinipot")
-    loaded = llm.load(path)
-    assert loaded.shelved is not None
-    assert len(loaded.shelved.shelf.segments) == 1
-    assert [a[0] for a in answers(loaded)[:2]] == [a[0] for a in answers(memory)[:2]]
-    further = llm.extend(loaded, ADA)
-    assert reads[-1] == (len(memory.text), len(further.text))
-    assert further.documents == (*memory.documents, ADA)
-    assert further.ask("Who is Ada Krol?").usage.recalled_tokens == 90
-
-
-def test_several_are_read_on_at_once_and_into_no_store(llm: InfiniPot, store: MemoryStore, reads: list[Any]) -> None:
-    memory = llm.read(MILL, store=store)
-    longer = llm.extend(llm.read(MILL, store=store), [ADA, Document.from_text("Last. " * 9, name="last")])
-    assert [d.name for d in longer.documents] == ["mill", "ada", "last"]
-    assert len(reads) == 2
-    assert len(store.list()) == 1
-    assert answers(memory)
-
-
-def test_a_memory_read_for_a_question_can_be_read_on(llm: InfiniPot) -> None:
-    """Its pot is full but for that question and an answer, which may be less than generic questions take."""
-    for question in ("?", "When did it burn and who was the owner then?"):
-        longer = llm.extend(llm.read(MILL, question=question), ADA)
-        assert longer.stats.tokens_read == len(longer.text)
-        assert longer.ask("Who?").text
-
-
-@pytest.mark.parametrize("knobs", [{"shelf": "off"}, {"shelf": "int4"}, {"shelf_bytes": 20_000}], ids=str)
-def test_any_memory_can_be_read_on(llm: InfiniPot, knobs: dict[str, Any]) -> None:
-    engine = other(llm, **knobs)
-    memory = engine.read(MILL)
-    longer = engine.extend(memory, ADA)
-    assert longer.stats.tokens_read == len(longer.text) > len(TEXT)
-    assert (longer.shelved is None) == (knobs.get("shelf") == "off")
-    assert longer.ask("When?").text == longer.ask("When?").text
-
-
-def test_whatever_is_read_on_is_bounded_by_itself(llm: InfiniPot) -> None:
-    engine = other(llm, shelf_bytes=20_000)
-    memory = engine.read(MILL)
-    most = 20_000 // engine.setup.layout.token_bytes
-    for number in range(4):
-        assert memory.shelved is not None
-        assert all(len(segment) <= most for segment in memory.shelved.shelf.segments)
-        memory = engine.extend(memory, Document.from_text(MORE, name=str(number)))
-
-
-def test_what_cannot_be_read_on(llm: InfiniPot) -> None:
-    memory = llm.read(MILL)
-    with pytest.raises(DocumentError):
-        llm.extend(memory, [])
-    with pytest.raises(DocumentError, match="from_file"):
-        llm.extend(memory, "report.pdf")  # type: ignore[arg-type]
-    with (
-        InfiniPot(Adapter(tiny_model("llama", 1, num_hidden_layers=2)), CODEC, CONFIG) as stranger,
-        pytest.raises(InfiniPotError, match="model"),
-    ):
-        stranger.extend(memory, ADA)
-
-
-def test_a_document_without_text_is_refused(llm: InfiniPot) -> None:
-    from infinipot_llm.documents import Page
-
-    empty = Document("empty", "", (Page(1, None, 0, 0),))
-    with pytest.raises(InfiniPotError):
-        llm.read(empty)
-    assert llm.read([empty, MILL]).ask("When?").text
-
-
 # --- what is left on the disk ---
 
 
@@ -483,7 +285,7 @@ def test_reading_and_asking_leave_nothing_behind(llm: InfiniPot, own: Path, shel
 
 def test_the_shelf_goes_when_the_process_ends(tmp_path: Path) -> None:
     program = (
-        "from test_engine import *\n"
+        "from engine_samples import *\n"
         "llm = InfiniPot(Adapter(tiny_model('llama', num_hidden_layers=1)), CODEC, CONFIG)\n"
         "memory = llm.extend(llm.read(MILL), ADA)\n"
         f"print(len([n for n in files(Path({str(tmp_path)!r})) if n.endswith('.part')]))\n"

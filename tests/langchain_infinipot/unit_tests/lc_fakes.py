@@ -1,4 +1,4 @@
-"""An assistant that writes down what it is given and says what it is told: for tests of the mapping alone."""
+"""An assistant that writes down what it is given and says what it is told, and a chat model over it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
+
+from langchain_core.messages import AIMessageChunk, HumanMessage
+from langchain_infinipot import ChatInfiniPot
+from pydantic import BaseModel
 
 from infinipot_llm.answering.answer import Answer, Citation, Usage
 from infinipot_llm.assistant import Reply
@@ -83,3 +87,36 @@ class FakeAssistant:
 
     def count_tokens(self, text: str) -> int:
         return len(text)
+
+
+DOC = Document.from_text("The key hangs behind the door.", name="notes.txt")
+BLOCK = {"type": "text-plain", "text": DOC.text, "mime_type": "text/plain", "title": "notes.txt"}
+QUESTION = [HumanMessage([BLOCK, {"type": "text", "text": "Where is the key?"}])]
+
+
+def chat(fake: FakeAssistant | None = None, **changes: Any) -> ChatInfiniPot:
+    return ChatInfiniPot(model="fake", assistant=fake or FakeAssistant(), **changes)
+
+
+def check_citations(blocks: Any, text: str) -> None:
+    (block,) = blocks
+    assert block["text"] == text
+    (cited,) = block["annotations"]
+    assert (cited["type"], cited["title"], cited["cited_text"]) == ("citation", "notes.txt", "The k")
+    assert text[cited["start_index"] : cited["end_index"]] == text
+    assert cited["extras"]["page"] == 1
+    assert cited["extras"]["document_id"] == DOC.id
+
+
+def streamed(llm: ChatInfiniPot, **options: Any) -> AIMessageChunk:
+    full: Any = None
+    for chunk in llm.stream(QUESTION, **options):
+        full = chunk if full is None else full + chunk
+    assert isinstance(full, AIMessageChunk)
+    return full
+
+
+class Sure(BaseModel):
+    """Whether it is so."""
+
+    ok: bool
