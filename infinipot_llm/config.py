@@ -10,6 +10,12 @@ from infinipot_llm.errors import BudgetError
 VERSION = 2
 """Raised when a field changes its meaning; a saved configuration of another version is refused."""
 
+POLICIES = (
+    "infinipot", "full", "truncate", "random", "streaming", "snapkv", "tova", "sirllm", "h2o", "keydiff",
+    "expected-attention",
+)  # fmt: skip
+"""Names of the scoring rules in pot/policies/."""
+
 FOLLOWUPS = ("recall", "reuse", "reread")
 
 

@@ -117,7 +117,7 @@ def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, p
     if config.budget > window:
         raise BudgetError(f"a budget of {config.budget} is beyond the {window} positions this model was trained on.")
     policy = make_policy(config)
-    catalyst = asked if policy.wants_importance else 0
+    catalyst = asked if policy.needs.catalyst else 0
     divided = plan(config, window, tokens, prefix, catalyst, asked + config.max_new_tokens)
     cycles = divided.cycles(prefix, tokens)
     row = 2 * kv_heads * head_dim * size  # a key and a value
@@ -128,7 +128,7 @@ def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, p
     if cycles:
         pot = 2.0 * body * tokens + pair * tokens * (divided.room + divided.kept) / 2
         pot += cycles * (2.0 * body * catalyst + pair * catalyst * divided.room)
-        pot += 2.0 * head * tokens if policy.wants_novelty else 0.0
+        pot += 2.0 * head * tokens if policy.needs.novelty else 0.0
     windows = sliding * 2 * reach * row  # buffers of twice the window
     return Cost(config.budget, config.budget * slot * 3 // 2 + windows, tokens * slot + windows, pot, full, cycles)
 
@@ -166,7 +166,8 @@ def gather(
     if price is not None:
         values["hosted_cost_per_question"] = round(hosted * price / 1e6, 6)
     from infinipot_llm.answering.prompt import PromptForm
-    from infinipot_llm.models.load import choose_device, choose_dtype, load_facts
+    from infinipot_llm.models.device import choose_device, choose_dtype
+    from infinipot_llm.models.load import load_facts
     from infinipot_llm.models.text import TextCodec
 
     size = choose_dtype(dtype, choose_device(device)).itemsize

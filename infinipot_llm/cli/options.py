@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from infinipot_llm.config import POLICIES
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
 
 
@@ -28,7 +29,7 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a document is read."""
     for option in (
         click.option("--password", envvar="INFINIPOT_PASSWORD", show_envvar=True, help="Password of an encrypted PDF."),
-        click.option("--policy", type=click.Choice(["infinipot", "streaming"]), default="infinipot", show_default=True),
+        click.option("--policy", type=click.Choice(POLICIES), default="infinipot", show_default=True),
         click.option(
             "--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"
         ),

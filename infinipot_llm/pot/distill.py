@@ -84,8 +84,8 @@ def distill(
         tokens_read: Document tokens read so far, for the tracer.
         tracer: Told what was kept, and why.
     """
-    received = importance(adapter, pot, catalysts, config.catalyst_reduce) if policy.wants_importance else None
-    scores = policy.score(Evidence(received, pot.novelty, pot.origin, pot.pinned, keep))
+    received = importance(adapter, pot, catalysts, config.catalyst_reduce) if policy.needs.catalyst else None
+    scores = policy.score(Evidence(received, pot.novelty, pot.origin, pot.pinned, keep, pot.cache.pots, pot.watch))
     slots = select(scores, pot.pinned, keep)
     if tracer is not None:
         reasons = scores.reasons.clone()

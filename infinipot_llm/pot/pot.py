@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.pot.watch import Watch
 
 PREFIX = -1
 """Origin of a slot that holds a token of the prompt's prefix rather than of the document."""
@@ -43,6 +44,7 @@ class Pot:
         budget: Slots per layer and KV head.
         pinned: The first slots, the same in every head, that no distillation drops.
         length: S, the slots that belong to the document state (a question on top of it is not counted).
+        watch: Observes attention while text is read, for policies that want it; None for the others.
     """
 
     def __init__(self, adapter: Adapter, budget: int) -> None:
@@ -51,6 +53,7 @@ class Pot:
         self.cache = adapter.new_cache(budget)
         self.pinned = 0
         self.length = 0
+        self.watch: Watch | None = None
         shape = (adapter.layers, int(adapter.config.num_key_value_heads), budget)
         self._origin = torch.full(shape, PREFIX, dtype=torch.int32, device=adapter.device)
         self._novelty = torch.zeros(shape, dtype=torch.float32, device=adapter.device)
@@ -146,6 +149,8 @@ class Pot:
         kept = slots.shape[2]
         for layer, chosen in zip(self.cache.pots, slots, strict=True):
             layer.keep(chosen[None])
+        if self.watch is not None:
+            self.watch.keep(slots)
         for held in (self._origin, self._novelty):
             held[:, :, :kept] = held[:, :, : self.length].gather(2, slots)
         self.length = kept

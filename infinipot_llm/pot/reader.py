@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from infinipot_llm.config import PotConfig
+from infinipot_llm.errors import BudgetError
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.distill import Tracer, distill
@@ -23,6 +24,7 @@ from infinipot_llm.pot.novelty import surprise
 from infinipot_llm.pot.plan import plan
 from infinipot_llm.pot.policies import make_policy
 from infinipot_llm.pot.pot import PREFIX, Pot
+from infinipot_llm.pot.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Reader:
             BudgetError: The budget has no room for prefix, catalyst, question and answer.
         """
         adapter, config = self.adapter, self.config
-        prompts = [torch.tensor(list(c), dtype=torch.long) for c in catalysts] if self.policy.wants_importance else []
+        prompts = [torch.tensor(list(c), dtype=torch.long) for c in catalysts] if self.policy.needs.catalyst else []
         longest = max((len(p) for p in prompts), default=0)
         adapter.check_budget(config.budget)
         divided = plan(config, adapter.window, len(text), len(prefix), longest, reserve)
@@ -121,10 +123,18 @@ class Reader:
         started = time.perf_counter()
         fresh = pot is None
         pot = Pot(adapter, config.budget) if pot is None else pot
+        if (needs := self.policy.needs).watching:
+            if start:
+                raise BudgetError(
+                    f"the policy {config.policy!r} judges by what it saw while reading, which no memory keeps: "
+                    "read the document anew, whole."
+                )
+            pot.watch = Watch(needs.last_queries, needs.received, needs.moments)
         stats = ReadStats(len(text), tokens_read=start, slots=pot.length, budget=config.budget)
 
         carry: Tensor | None = None  # hidden state before the next token, [1, E]
         if prefix and fresh:
+            pot.cache.observer = pot.watch
             carry = adapter.forward(torch.tensor(list(prefix), dtype=torch.long), pot.cache)[-1:]
             pot.record(torch.full((len(prefix),), PREFIX))
         while stats.tokens_read < len(text):
@@ -144,12 +154,13 @@ class Reader:
             take = min(config.chunk, room - pot.length, len(text) - stats.tokens_read)
             window = slice(stats.tokens_read, stats.tokens_read + take)
             ids = torch.from_numpy(text.ids[window].astype("int64"))
+            pot.cache.observer = pot.watch
             hidden = adapter.forward(ids, pot.cache)  # [take, E]
             pot.record(torch.arange(window.start, window.stop))
             if sink is not None:
                 sink.take(window.start, *pot.newest(take))
             left = len(text) - window.stop
-            if self.policy.wants_novelty and left > room - pot.length:  # a distillation will look at these tokens
+            if self.policy.needs.novelty and left > room - pot.length:  # a distillation will look at these tokens
                 before = torch.cat([carry, hidden[:-1]]) if carry is not None else hidden[:-1]
                 told = surprise(adapter, before, ids[len(ids) - len(before) :])
                 pot.record_novelty(told if carry is not None else torch.cat([told.new_zeros(1), told]))
@@ -158,4 +169,5 @@ class Reader:
             if progress is not None:
                 progress(stats)
         pot.pinned = min(pinned, pot.length)
+        pot.cache.observer = None
         return pot, stats

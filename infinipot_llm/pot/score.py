@@ -1,10 +1,11 @@
 """The seam of all policies: evidence about the slots in, one score per slot out; higher = keep.
 
-Shapes: `L` layers, `K` KV heads, `S` slots held.
+Shapes: `L` layers, `H` query heads, `K` KV heads, `S` slots held, `D` head dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, Self
@@ -12,6 +13,8 @@ from typing import Protocol, Self
 from torch import Tensor
 
 from infinipot_llm.config import PotConfig
+from infinipot_llm.models.slots import SlotLayer
+from infinipot_llm.pot.watch import Watch
 
 
 class Reason(IntEnum):
@@ -22,6 +25,33 @@ class Reason(IntEnum):
     CATALYST = 2
     NEIGHBOUR = 3
     RECENT = 4
+    ATTENDED = 5
+    UNLIKE = 6
+    CHANCE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a policy wants to be told. Everything costs time while reading, so nothing is collected unasked.
+
+    Attributes:
+        catalyst: The catalyst's attention (Evidence.importance).
+        novelty: Each token's surprise when it was read (Evidence.novelty).
+        last_queries: So many of the last queries before a distillation (Watch.last).
+        received: The attention that each slot was paid by all tokens read behind it (Watch.received).
+        moments: Mean and covariance of all queries so far (Watch.moments).
+    """
+
+    catalyst: bool = False
+    novelty: bool = False
+    last_queries: int = 0
+    received: bool = False
+    moments: bool = False
+
+    @property
+    def watching(self) -> bool:
+        """Whether attention has to be observed while reading."""
+        return bool(self.last_queries) or self.received or self.moments
 
 
 @dataclass(frozen=True)
@@ -34,6 +64,8 @@ class Evidence:
         origin: [L, K, S] int32, index of the token in the document (PREFIX for the prompt's prefix).
         pinned: The first slots, which are kept whatever their score.
         keep: Slots to be kept per head, the pinned ones included.
+        layers: [L] the slots themselves, to be read only: keys, values, rotation. Of each the first S slots are held.
+        watch: What was observed while reading; None if the policy wants nothing of it.
     """
 
     importance: Tensor | None
@@ -41,6 +73,8 @@ class Evidence:
     origin: Tensor
     pinned: int
     keep: int
+    layers: Sequence[SlotLayer] = ()
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -60,13 +94,8 @@ class Policy(Protocol):
     """A scoring rule. Selection, gathering and re-indexing are shared by all of them (distill.py)."""
 
     @property
-    def wants_importance(self) -> bool:
-        """Whether the catalyst is to be forwarded."""
-        ...
-
-    @property
-    def wants_novelty(self) -> bool:
-        """Whether surprise is to be computed while reading."""
+    def needs(self) -> Needs:
+        """What it wants to be told."""
         ...
 
     @classmethod

@@ -11,13 +11,15 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from conftest import tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from infinipot_llm.documents import Document, Page
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.slots import SlotLayer
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import Pot
+
+H, K, D = 6, 2, 16  # of the tiny models
 
 
 @cache
@@ -111,3 +113,34 @@ def recorded_reading() -> Iterator[WhatWasRead]:
 def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether two pots hold the same, bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@contextmanager
+def unrotated(adapter: Adapter, what: str) -> Iterator[dict[int, Tensor]]:
+    """Note what the projection (and normalisation) of every layer makes: layer to [heads, C, D], in float64."""
+    seen: dict[int, Tensor] = {}
+    handles = []
+    for layer, attention in enumerate(adapter.attentions):
+        module = getattr(attention, f"{what}_norm", None) or getattr(attention, f"{what}_proj")
+
+        def note(module: nn.Module, given: object, out: Tensor, layer: int = layer) -> None:
+            seen[layer] = out.reshape(-1, H if what == "q" else K, D).transpose(0, 1).double()
+
+        handles.append(module.register_forward_hook(note))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def rotate(states: Tensor, start: int) -> Tensor:
+    """The textbook rotation of [heads, C, D]: pairs (i, i + D / 2), angle = position / 10000 ** (2 i / D)."""
+    out = torch.empty_like(states)
+    for c in range(states.shape[1]):
+        for i in range(D // 2):
+            angle = torch.tensor((start + c) * 10000.0 ** (-2 * i / D), dtype=torch.float64)
+            a, b = states[:, c, i], states[:, c, i + D // 2]
+            out[:, c, i] = a * angle.cos() - b * angle.sin()
+            out[:, c, i + D // 2] = b * angle.cos() + a * angle.sin()
+    return out

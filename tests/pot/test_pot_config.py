@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinipot_llm.config import VERSION, PotConfig
+from infinipot_llm.config import POLICIES, VERSION, PotConfig
 from infinipot_llm.errors import BudgetError
 
 
@@ -95,7 +95,7 @@ CONFIGS = st.builds(
     chunk=st.integers(1, 4096),
     max_new_tokens=st.integers(1, 4096),
     question_tokens=st.integers(1, 4096),
-    policy=st.sampled_from(["infinipot", "streaming"]),
+    policy=st.sampled_from(POLICIES),
 )
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from conftest import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spies import random_ids, random_text, shared_adapter
-from torch import Tensor, nn
+from spies import D, H, K, random_ids, random_text, rotate, shared_adapter, unrotated
+from torch import Tensor
 
 from infinipot_llm.config import PotConfig
-from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.pot.catalyst import importance
 from infinipot_llm.pot.distill import Cycle, select
 from infinipot_llm.pot.policies.infinipot import InfiniPotPolicy, spread
@@ -22,42 +18,10 @@ from infinipot_llm.pot.pot import PREFIX, Pot
 from infinipot_llm.pot.reader import Reader
 from infinipot_llm.pot.score import Evidence, Reason
 
-H, K, D = 6, 2, 16  # of the tiny models
 FEW = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 # --- the catalyst ---
-
-
-@contextmanager
-def unrotated(adapter: Adapter, what: str) -> Iterator[dict[int, Tensor]]:
-    """Note what the projection (and normalisation) of every layer makes: layer to [heads, C, D], in float64."""
-    seen: dict[int, Tensor] = {}
-    handles = []
-    for layer, attention in enumerate(adapter.attentions):
-        module = getattr(attention, f"{what}_norm", None) or getattr(attention, f"{what}_proj")
-
-        def note(module: nn.Module, given: object, out: Tensor, layer: int = layer) -> None:
-            seen[layer] = out.reshape(-1, H if what == "q" else K, D).transpose(0, 1).double()
-
-        handles.append(module.register_forward_hook(note))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def rotate(states: Tensor, start: int) -> Tensor:
-    """The textbook rotation of [heads, C, D]: pairs (i, i + D / 2), angle = position / 10000 ** (2 i / D)."""
-    out = torch.empty_like(states)
-    for c in range(states.shape[1]):
-        for i in range(D // 2):
-            angle = torch.tensor((start + c) * 10000.0 ** (-2 * i / D), dtype=torch.float64)
-            a, b = states[:, c, i], states[:, c, i + D // 2]
-            out[:, c, i] = a * angle.cos() - b * angle.sin()
-            out[:, c, i + D // 2] = b * angle.cos() + a * angle.sin()
-    return out
 
 
 def one_catalyst(queries: dict[int, Tensor], keys: dict[int, Tensor], reduce: str) -> Tensor:
@@ -175,8 +139,8 @@ def test_in_between_both_have_a_say(seed: int, held: int, alpha: float) -> None:
 
 
 def test_a_share_of_novelty_needs_the_output_head_and_no_share_does_not() -> None:
-    assert InfiniPotPolicy(0.1).wants_novelty
-    assert not InfiniPotPolicy(0.0).wants_novelty
+    assert InfiniPotPolicy(0.1).needs.novelty
+    assert not InfiniPotPolicy(0.0).needs.novelty
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])

@@ -9,13 +9,12 @@ Shapes: `L` layers, `K` KV heads, `S` slots held.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from infinipot_llm.config import PotConfig
-from infinipot_llm.pot.score import Evidence, Reason, Scores
+from infinipot_llm.pot.score import Evidence, Needs, Reason, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +24,11 @@ class InfiniPotPolicy:
     novelty_share: float = 0.5
     neighbours: int = 4
     neighbour_weight: float = 0.9
-    wants_importance: ClassVar[bool] = True
 
     @property
-    def wants_novelty(self) -> bool:
+    def needs(self) -> Needs:
         """Novelty costs a pass of the output head over every token: skip it when it has no share."""
-        return self.novelty_share > 0.0
+        return Needs(catalyst=True, novelty=self.novelty_share > 0.0)
 
     @classmethod
     def from_config(cls, config: PotConfig) -> InfiniPotPolicy:

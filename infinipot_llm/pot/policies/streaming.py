@@ -12,15 +12,14 @@ from typing import ClassVar
 import torch
 
 from infinipot_llm.config import PotConfig
-from infinipot_llm.pot.score import Evidence, Reason, Scores
+from infinipot_llm.pot.score import Evidence, Needs, Reason, Scores
 
 
 @dataclass(frozen=True, slots=True)
 class StreamingPolicy:
     """Score = how late the token stands in the document."""
 
-    wants_importance: ClassVar[bool] = False
-    wants_novelty: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs()
 
     @classmethod
     def from_config(cls, config: PotConfig) -> StreamingPolicy:

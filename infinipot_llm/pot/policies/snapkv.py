@@ -1,0 +1,54 @@
+"""SnapKV: what an observation window at the end of the text attends to stays, pooled so that neighbours stay together.
+
+Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", NeurIPS 2024, arXiv 2404.14469, section 4.
+Its authors look once, after the whole prompt was read, from the prompt's end, where the question stands (own:snapkv in
+evaluation/arms.py); inside the loop the window is the end of what was read so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from infinipot_llm.config import PotConfig
+from infinipot_llm.pot.score import Evidence, Needs, Reason, Scores
+from infinipot_llm.pot.watch import attention_paid
+
+WINDOW = 32
+"""Tokens of the observation window; the authors' code takes 32 (LongBench) to 64."""
+
+KERNEL = 7
+"""Slots that are pooled; the authors' choice for LongBench."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapKVPolicy:
+    """Score = pooled attention of the window; the window itself stays."""
+
+    needs: ClassVar[Needs] = Needs(last_queries=WINDOW)
+
+    @classmethod
+    def from_config(cls, config: PotConfig) -> SnapKVPolicy:
+        """Take nothing."""
+        return cls()
+
+    def score(self, evidence: Evidence) -> Scores:
+        """Return the window's attention, mean over its tokens and the heads of a group, average-pooled over slots."""
+        if evidence.watch is None:
+            raise ValueError("the snapkv policy needs the last queries")
+        S, watch = evidence.origin.shape[-1], evidence.watch
+        found, inside = [], 0
+        for layer, slots in enumerate(evidence.layers):
+            key, query = slots.rotated_keys[0, :, :S], watch.last[layer]
+            paid = attention_paid(query, key, watch.scaling[layer], causal=watch.held).mean(dim=1)  # [K, S]
+            inside = query.shape[1] if watch.held else 0
+            before = paid[:, : S - inside] / query.shape[1]
+            if before.shape[1]:
+                before = F.avg_pool1d(before, KERNEL, stride=1, padding=KERNEL // 2, count_include_pad=False)
+            found.append(F.pad(before, (0, inside), value=torch.inf))
+        reasons = torch.full_like(evidence.origin, Reason.ATTENDED, dtype=torch.int8)
+        reasons[:, :, S - inside :] = Reason.RECENT
+        return Scores(torch.stack(found), reasons)
