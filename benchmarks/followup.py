@@ -38,6 +38,8 @@ import torch
 
 from infinipot_llm import Document, InfiniPot
 from infinipot_llm.answering.decode import Sampling, decode
+from infinipot_llm.evaluation.metrics import contains
+from infinipot_llm.evaluation.statistics import paired, share
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import fill, pot_of_text, question_pot, text_slots
 from infinipot_llm.pot.pot import PREFIX, Pot
@@ -53,7 +55,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.samples = data.load(args.data)
-        self.llm = InfiniPot.from_pretrained(args.model)
+        self.llm = InfiniPot.from_pretrained(args.model, dtype=args.dtype)
 
     def memory(self, name: str) -> DocumentMemory:
         return self.llm.load(self.args.memories / f"{name}.infinipot")
@@ -250,7 +252,7 @@ def answers(bench: Bench) -> Iterator[dict[str, Any]]:
                     asked, number, arm, question=question, tokens=len(said.ids), slots=pot.length,
                     words=len(said.text.split()),
                     seconds=round(time.perf_counter() - started, 2), prepared=round(ready - started, 2),
-                    contains=data.contains(said.text, question.answers),
+                    contains=contains(said.text, question.answers),
                     f1=round(data.f1(said.text, question.answers), 4),
                 )  # fmt: skip
 
@@ -259,7 +261,7 @@ def _row(asked: Asked, number: int, arm: str, question: data.Question | None = N
     question = question or asked.sample.questions[number]
     return {
         "sample": asked.sample.name, "number": number, "arm": arm, "kind": question.kind, "group": question.group,
-        **values,
+        "dtype": str(asked.llm.adapter.dtype).removeprefix("torch."), **values,
     }  # fmt: skip
 
 
@@ -274,7 +276,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             for kind in sorted({r["kind"] for r in found}):
                 some = [r for r in found if r["kind"] == kind]
                 shares = [
-                    data.share([r["found"][b] for r in some], [r["group"] for r in some])
+                    share([r["found"][b] for r in some], [r["group"] for r in some])
                     for b in ("256", "512", "1024", "2048")
                 ]
                 print(
@@ -294,7 +296,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             if not found:
                 continue
             some = list(found.values())
-            mean, low, high = data.share([r["contains"] for r in some], [r["group"] for r in some])
+            mean, low, high = share([r["contains"] for r in some], [r["group"] for r in some])
             f1 = np.mean([r["f1"] for r in some])
             words = np.mean([r["words"] for r in some])
             both = [q for q in found if q in base]
@@ -302,7 +304,7 @@ def report(rows: list[dict[str, Any]]) -> None:
                 ""
                 if arm == arms[0] or not both
                 else "{:+.3f} [{:+.3f}, {:+.3f}]".format(
-                    *data.paired(
+                    *paired(
                         [base[q]["contains"] for q in both],
                         [found[q]["contains"] for q in both],
                         [found[q]["group"] for q in both],
@@ -325,6 +327,7 @@ def main() -> None:
     parser.add_argument("--samples", type=lambda s: s.split(","), default=["A4", "B4", "x8", "n8", "m16", "m30"])
     parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-512", "full"])
     parser.add_argument("--limit", type=int, default=1000, help="questions per sample")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -81,14 +81,14 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Document:
 @pytest.fixture(scope="module")
 def default_llm() -> Iterator[InfiniPot]:
     name = fetched_model("qwen2.5-coder-0.5b")
-    with InfiniPot.from_pretrained(name, budget=1024, max_new_tokens=32, device="cpu") as llm:
+    with InfiniPot.from_pretrained(name, budget=1024, max_new_tokens=32, device="cpu", dtype="float32") as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
 def small_llm() -> Iterator[InfiniPot]:
     name = fetched_model("smollm2-135m")
-    with InfiniPot.from_pretrained(name, budget=1024, max_new_tokens=24, device="cpu") as llm:
+    with InfiniPot.from_pretrained(name, budget=1024, max_new_tokens=24, device="cpu", dtype="float32") as llm:
         yield llm
 
 
@@ -177,7 +177,7 @@ def test_the_demo(tmp_path: Path) -> None:
         report.pages[:21],
     )
     config = PotConfig(budget=4096, max_new_tokens=32)
-    with InfiniPot.from_pretrained(name, config=config, device="cpu") as llm:
+    with InfiniPot.from_pretrained(name, config=config, device="cpu", dtype="float32") as llm:
         answer = llm.ask(part, "What did the replacement pump at Tarnbrook pumping station cost?")
     assert answer.usage.read.cycles > 0
     assert "412,650" in answer.text

@@ -24,6 +24,7 @@ from infinipot_llm.errors import ModelError, ModelNotFetchedError
 from infinipot_llm.models import catalogue
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.convert import check_files, verify_tokenizer
+from infinipot_llm.models.device import choose_device, choose_dtype
 from infinipot_llm.models.fetch import fetch
 from infinipot_llm.models.text import TextCodec
 
@@ -97,43 +98,6 @@ def load_shared(
         if key not in _loaded:
             _loaded[key] = load_model(name, device=device, dtype=dtype)
         return _loaded[key]
-
-
-def choose_device(device: str) -> torch.device:
-    """Resolve a device name; "auto" takes a GPU when there is one.
-
-    Raises:
-        ModelError: There is no such device here.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}: give cpu, cuda, cuda:1 or mps.") from error
-    if found.type == "cuda" and not (torch.cuda.is_available() and (found.index or 0) < torch.cuda.device_count()):
-        raise ModelError(f"there is no device {device!r} here that torch can use: leave --device out, or give cpu.")
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("there is no mps device here that torch can use: leave --device out, or give cpu.")
-    return found
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Resolve a dtype name; "auto" is float32 on a CPU (bf16 is many times slower on most), bf16 or fp16 on a GPU.
-
-    Raises:
-        ModelError: The name is not a floating dtype that models are run in.
-    """
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.float16 if device.type == "mps" else torch.float32
-    if dtype not in names:
-        raise ModelError(f"unknown dtype {dtype!r}: give auto, {', '.join(names)}.")
-    return names[dtype]
 
 
 def load_facts(name: str) -> tuple[Any, Any]:
