@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from infinipot_llm import Document, InfiniPot
+from infinipot_llm.evaluation.metrics import contains
+from infinipot_llm.evaluation.statistics import share
 
 ANSWER_TOKENS = 48
 
@@ -50,7 +52,7 @@ def ask(args: argparse.Namespace) -> None:
             pages = [c.page for c in answer.citations]
             row = {
                 "number": number, "answerable": q["answer"] is not None, "gold": q["pages"], "cited": pages,
-                "correct": q["answer"] is not None and data.contains(answer.text, [q["answer"]]),
+                "correct": q["answer"] is not None and contains(answer.text, [q["answer"]]),
                 "supported": answer.supported, "seconds": round(answer.usage.answer_seconds, 1),
             }  # fmt: skip
             out.write(json.dumps(row) + "\n")
@@ -71,7 +73,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     ]
     print("| | n | share | 95 % |\n|---|---|---|---|")
     for name, values in shown:
-        mean, low, high = data.share(values, [str(i) for i in range(len(values))])
+        mean, low, high = share(values, [str(i) for i in range(len(values))])
         print(f"| {name} | {len(values)} | {mean:.2f} | {low:.2f} to {high:.2f} |")
     # An answer that says that the document does not tell has no figure: it counts as least supported.
     yes, no = ([-np.inf if r["supported"] is None else r["supported"] for r in some] for some in (correct, foreign))

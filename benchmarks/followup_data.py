@@ -1,4 +1,4 @@
-"""Documents with known answers for questions that are asked after reading, how answers are scored, and intervals.
+"""Documents with known answers for questions that are asked after reading, and what answers are scored by.
 
 `load(data)` joins paragraphs of three sets to documents of about 4,000 to 30,000 tokens, always the same ones:
 
@@ -21,17 +21,13 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import re
-import string
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from infinipot_llm.evaluation.metrics import normalise
 
 Range: TypeAlias = tuple[int, int]
 Kind: TypeAlias = Literal["xquad", "nq", "hotpot", "squality"]
@@ -175,21 +171,6 @@ def absent(sample: Sample, others: Iterable[Sample]) -> list[Question]:
     return list(found.values())
 
 
-def normalise(text: str) -> str:
-    """Normalise an answer as SQuAD does: lower case, no punctuation (of any script), no articles, single blanks."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def contains(answer: str, references: Iterable[str]) -> bool:
-    """Whether the whole words of a reference, normalised, stand in the answer, side by side.
-
-    It rewards long answers: report `f1` beside it. A reference that normalises to nothing ("The") is never found.
-    """
-    said = f" {normalise(answer)} "
-    return any(wanted in said for reference in references if (wanted := f" {normalise(reference)} ").strip())
-
-
 def f1(answer: str, references: Iterable[str]) -> float:
     """Give the harmonic mean of precision and recall of the normalised words, for the reference that fits best."""
     return max(_word_f1(normalise(answer).split(), normalise(reference).split()) for reference in references)
@@ -224,47 +205,6 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
         else:
             union.append((start, end))
     return union
-
-
-def paired(
-    a: ArrayLike, b: ArrayLike, groups: Sequence[str], resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Compare two methods on the same questions: the mean of a - b, and its 95 % percentile interval.
-
-    Whole groups are drawn with replacement (cluster bootstrap), as questions of one article are not independent. Below
-    about 20 groups such intervals are somewhat too narrow; with a single group they are not a number.
-
-    Args:
-        a: [n] scores of a method, one per question.
-        b: [n] scores of the other one, same questions.
-        groups: [n] the source article of each question (`Question.group`).
-        resamples: Number of draws.
-        seed: Of the draws: same input, same interval.
-    """
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    return float(difference.mean()), *_bootstrap(difference, groups, resamples, seed)
-
-
-def share(
-    values: ArrayLike, groups: Sequence[str], resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Give the mean of the questions' values, and a 95 % interval.
-
-    The interval is that of a cluster bootstrap by group, as in `paired`, but Wilson's where a share of hits has no
-    groups to speak of (every question is its own), or nothing that a bootstrap could vary (all hit, or none), then
-    with as many trials as there are groups.
-
-    Args:
-        values: [n] hits (0 or 1) or scores, one per question.
-        groups: [n] the source article of each question.
-        resamples: Number of draws.
-        seed: Of the draws.
-    """
-    value = np.asarray(values, dtype=np.float64)
-    mean, trials = float(value.mean()), len(set(groups))
-    if np.isin(value, (0.0, 1.0)).all() and (trials == len(value) or mean in (0.0, 1.0)):
-        return mean, *_wilson(mean, trials)
-    return mean, *_bootstrap(value, groups, resamples, seed)
 
 
 def _article(article: dict[str, Any], number: int) -> _Block:
@@ -353,24 +293,3 @@ def _word_f1(said: list[str], wanted: list[str]) -> float:
         return float(said == wanted)
     common = sum((Counter(said) & Counter(wanted)).values())
     return 2 * common / (len(said) + len(wanted))
-
-
-def _bootstrap(values: NDArray[np.float64], groups: Sequence[str], resamples: int, seed: int) -> tuple[float, float]:
-    """Give the 95 % percentile interval of a mean when whole groups are drawn with replacement."""
-    if len(values) != len(groups):
-        raise ValueError(f"{len(values)} values for {len(groups)} groups: give one group per value")
-    index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    if len(counts) < 2:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
-    low, high = np.quantile((draws @ sums) / (draws @ counts), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def _wilson(mean: float, trials: int) -> tuple[float, float]:
-    """Give Wilson's 95 % interval of a share."""
-    z2 = 1.959964**2
-    centre = (mean + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = (z2 * (mean * (1 - mean) + z2 / (4 * trials)) / trials) ** 0.5 / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,7 +1,7 @@
 """The command line. Rooms are imported when a command needs them, so that help is instant.
 
-options.py says what commands can be told, opening.py what is made of it, printing.py what they print; asking.py and
-keeping.py hold the commands.
+options.py says what commands can be told, opening.py what is made of it, printing.py what they print; asking.py,
+keeping.py and bench.py hold the commands.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import click
 
 from infinipot_llm import __version__
 from infinipot_llm.cli.asking import ask, chat, info, read, trace
+from infinipot_llm.cli.bench import bench
 from infinipot_llm.cli.keeping import calibrate, models, store, verify
 from infinipot_llm.errors import InfiniPotError
 
@@ -50,5 +51,5 @@ def cli() -> None:
     """Ask questions of whole long documents with a local language model, through a KV cache that never grows."""
 
 
-for command in (ask, chat, read, info, trace, verify, store, calibrate, models):
+for command in (ask, chat, read, info, trace, verify, store, calibrate, models, bench):
     cli.add_command(command)

@@ -220,7 +220,8 @@ def test_a_real_model_fills_in_what_the_text_says() -> None:
         year: int
 
     schema = Bridge.model_json_schema()
-    with InfiniPot.from_pretrained(fetched_model("qwen2.5-coder-0.5b"), budget=512, device="cpu", dtype="float32") as llm:
+    name = fetched_model("qwen2.5-coder-0.5b")
+    with InfiniPot.from_pretrained(name, budget=512, device="cpu", dtype="float32") as llm:
         document = Document.from_text(
             "The ferry was given up when the Colmere Bridge was opened, in the spring of 1887."
         )

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.weights
 
 @pytest.fixture(scope="module")
 def index() -> InfiniPotIndex:
-    llm = InfiniPotLLM(fetched_model("smollm2-135m"), budget=2048, max_new_tokens=24, recall=400, device="cpu", dtype="float32")
+    llm = InfiniPotLLM(
+        fetched_model("smollm2-135m"), budget=2048, max_new_tokens=24, recall=400, device="cpu", dtype="float32"
+    )
     files = [DOCUMENTS / "merrow_ferry.pdf"]
     docs = SimpleDirectoryReader(input_files=files, file_extractor={".pdf": InfiniPotPDFReader()}).load_data()
     return InfiniPotIndex.from_documents(docs, llm=llm)

@@ -1,0 +1,314 @@
+"""Ways of getting from a context and a question to an answer, all with the same weights, prompt and greedy decoding.
+
+An arm is named by what keeps the cache small:
+
+    NAME        a policy of pot/policies/ inside the bounded loop (CCD): what `PotConfig(policy=NAME)` reads with
+    own:NAME    the same policy as its authors run it: OWN says how
+    full        everything stays in the cache, which may be as large as the trained window
+    recall      the question is not known while reading, and answered from the shelf (DocumentMemory.ask)
+
+Settings of PotConfig may follow, each behind a colon: infinipot:novelty_share=0:neighbours=8. So may positions=kept:
+slots that stay keep the positions that they were read at, as most methods do, instead of being counted anew.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from infinipot_llm.answering.answer import FinishReason
+from infinipot_llm.answering.decode import Sampling, decode
+from infinipot_llm.answering.prompt import Prompt
+from infinipot_llm.config import POLICIES, PotConfig
+from infinipot_llm.documents import Document
+from infinipot_llm.engine import InfiniPot
+from infinipot_llm.errors import BudgetError
+from infinipot_llm.evaluation.absolute import absolute_pot
+from infinipot_llm.memory.asking import pot_for
+from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.models.text import TokenizedText
+from infinipot_llm.pot.distill import select
+from infinipot_llm.pot.plan import plan
+from infinipot_llm.pot.policies import make_policy
+from infinipot_llm.pot.pot import Pot
+from infinipot_llm.pot.reader import Reader, ReadStats
+from infinipot_llm.pot.score import Evidence
+from infinipot_llm.pot.watch import Watch
+
+Own = Literal["cut", "rolling", "whole"]
+OWN: dict[str, Own] = {
+    "truncate": "cut",  # the middle of the text is cut out before it is read
+    "streaming": "rolling",  # a little is dropped after every STEP tokens, instead of much when the pot is full
+    "tova": "rolling",
+    "sirllm": "rolling",
+    "h2o": "rolling",
+    "keydiff": "rolling",
+    "snapkv": "whole",  # everything is read first, and dropped once: from where the question stands, if it is known
+    "expected-attention": "whole",
+}
+"""How the authors of a policy run it; the others have no way but the loop."""
+
+SETTINGS: dict[str, type[int] | type[float] | type[str]] = {
+    "budget": int,
+    "kept": float,
+    "novelty_share": float,
+    "neighbours": int,
+    "neighbour_weight": float,
+    "sink_tokens": int,
+    "catalyst_reduce": str,
+    "chunk": int,
+    "recall": int,
+}
+"""Settings of PotConfig that an arm may change, and the type of each."""
+
+STEP = 128
+"""Tokens between two evictions of a rolling arm. Authors drop one token at a time, which is the same for a score that
+does not change in between, and many times slower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an arm made of a case.
+
+    Attributes:
+        text: The answer.
+        finish_reason: Why it ended.
+        context_tokens: Tokens of the context, before anything was dropped or cut.
+        slots: Slots per layer and KV head that were left of it when the question was put, the prompt's prefix included.
+        cycles: Distillations while reading.
+        read_seconds: What reading took, 0 where another case of the same context and arm had read it.
+        answer_seconds: What question and answer took.
+        answer_tokens: Tokens of the answer.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    context_tokens: int
+    slots: int
+    cycles: int
+    read_seconds: float
+    answer_seconds: float
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way; see the top of this file for the names.
+
+    Attributes:
+        name: As given, for example "infinipot" or "own:snapkv".
+        policy: Of the pot; "full" where everything stays, and for recall.
+        own: How the policy's authors run it; None for the bounded loop.
+        wants_question: Whether what is kept depends on the question, when it is known: the context is then read once
+            per question, and otherwise once for all.
+        changes: Settings that differ from the examinee's.
+        keeps_positions: Whether slots keep the positions that they were read at.
+    """
+
+    name: str
+    policy: str
+    own: Own | None
+    wants_question: bool
+    changes: tuple[tuple[str, Any], ...] = ()
+    keeps_positions: bool = False
+
+
+def parse_arm(name: str) -> Arm:
+    """Return the arm of a name.
+
+    Raises:
+        BudgetError: There is no such arm or setting; the sentence lists what there is.
+    """
+    way, *settings = name.removeprefix("own:").split(":")
+    own = name.startswith("own:")
+    if (way != "recall" and way not in POLICIES) or (own and way not in OWN):
+        known = ", ".join([*POLICIES, "recall", *(f"own:{p}" for p in OWN)])
+        raise BudgetError(f"there is no arm {name!r}: choose among {known}.")
+    changes = dict(_setting(name, text) for text in settings)
+    keeps_positions = changes.pop("positions", "counted") == "kept"
+    if keeps_positions and (own or way in ("full", "recall")):
+        raise BudgetError(f"the arm {name!r} cannot be: positions=kept is for policies inside the loop.")
+    policy = "infinipot" if way == "recall" else way
+    config = PotConfig(policy=policy, **changes)  # refuses what can never be
+    asks = make_policy(config).needs.catalyst or (own and OWN[way] == "whole" and way == "snapkv")
+    return Arm(
+        name, policy, OWN[way] if own else None, asks and way != "recall", tuple(changes.items()), keeps_positions
+    )
+
+
+def _setting(arm: str, text: str) -> tuple[str, Any]:
+    """Return name and value of a setting: of PotConfig, or `positions`.
+
+    Raises:
+        BudgetError: There is no such setting, or it has no such value.
+    """
+    name, _, value = text.partition("=")
+    if name == "positions" and value in ("kept", "counted"):
+        return name, value
+    if name not in SETTINGS:
+        raise BudgetError(
+            f"the arm {arm!r} has a setting {text!r}: give one of {', '.join(SETTINGS)} or positions=kept."
+        )
+    try:
+        return name, SETTINGS[name](value)
+    except ValueError as error:
+        raise BudgetError(f"the arm {arm!r} has a setting {text!r}: give it a number.") from error
+
+
+@dataclass(frozen=True)
+class _State:
+    """What was read, and for which question, if the arm wanted one."""
+
+    key: tuple[object, ...]
+    pot: Pot
+    stats: ReadStats
+    memory: DocumentMemory | None = None
+
+
+class Examinee:
+    """A model, a budget, and everything that the arms share."""
+
+    def __init__(self, llm: InfiniPot) -> None:
+        """Take a loaded model; its configuration says budget, chunk and the knobs of the policies."""
+        self.llm = llm
+        self._state: _State | None = None
+        self._tokenized: tuple[str, TokenizedText] | None = None
+
+    def answer(
+        self,
+        arm: Arm,
+        context: str,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        stop: tuple[str, ...] = (),
+        hidden: bool = False,
+    ) -> Outcome:
+        """Read a context and answer a prompt about it, greedily.
+
+        What was read last is kept for the next call with the same arm and context, unless the arm wants the question.
+
+        Args:
+            arm: The way.
+            context: What to read.
+            prompt: Tokens before and behind the context (tasks.py makes them).
+            max_new_tokens: Longest answer.
+            stop: Texts that end the answer.
+            hidden: The question is not known while reading: generic questions stand in for it.
+
+        Raises:
+            BudgetError: The arm cannot be run with this context and budget (a full cache beyond the trained window).
+            QuestionError: The question does not fit into what the budget reserves for it.
+        """
+        text = self._text(context)
+        known = arm.wants_question and not hidden
+        config = replace(self.llm.config, policy=arm.policy, **dict(arm.changes))
+        reserve = max(config.question_tokens, len(prompt.behind)) + max_new_tokens  # alike for most questions
+        key = (arm, config, context, prompt.before, reserve, prompt.behind if known else None)
+        started = time.perf_counter()
+        state, self._state = self._state, None  # never two of them in memory
+        reused = state is not None and state.key == key
+        if state is None or not reused:
+            state = None
+            state = self._read(key, arm, config, text, prompt, reserve, known)
+        self._state = state
+        ready = time.perf_counter()
+        pot = state.pot
+        if state.memory is not None:
+            pot, _ = pot_for(state.memory, "recall", prompt, max_new_tokens)
+        slots = pot.length
+        said = decode(self.llm.adapter, self.llm.form.codec, pot, prompt.behind, Sampling(max_new_tokens, stop=stop))
+        return Outcome(
+            said.text, said.finish_reason, len(text), slots, state.stats.cycles,
+            0.0 if reused else ready - started, time.perf_counter() - ready, len(said.ids),
+        )  # fmt: skip
+
+    def _text(self, context: str) -> TokenizedText:
+        if self._tokenized is None or self._tokenized[0] != context:
+            document = Document.from_text(context, name="context")
+            self._tokenized = context, self.llm.form.codec.document([document])
+        return self._tokenized[1]
+
+    def _read(
+        self,
+        key: tuple[object, ...],
+        arm: Arm,
+        config: PotConfig,
+        text: TokenizedText,
+        prompt: Prompt,
+        reserve: int,
+        known: bool,
+    ) -> _State:
+        """Read a context the way of an arm."""
+        adapter, prefix = self.llm.adapter, list(prompt.before)
+        if arm.name.partition(":")[0] == "recall":
+            if config.shelf == "off":
+                raise BudgetError("the arm recall answers from the shelf: give shelf='keys', not 'off'.")
+            memory = InfiniPot(adapter, self.llm.form.codec, config, self.llm.heads).read(text.documents)
+            return _State(key, memory.pot, memory.stats, memory)
+        if arm.policy == "full" or arm.own == "whole":
+            return self._read_whole(key, arm, config, text, prefix, reserve, list(prompt.behind) if known else None)
+        catalysts = [list(prompt.behind)]
+        if not known:
+            catalysts = [self.llm.form.question(q) for q in self.llm.generic_questions(text.documents)]
+        if arm.own == "cut":
+            text = cut_middle(text, config.budget - reserve - len(prefix))
+        if arm.own == "rolling":
+            divided = plan(config, adapter.window, len(text), len(prefix), 0, reserve)
+            free = divided.room - divided.pinned
+            config = replace(config, kept=max(1, free - STEP) / free, chunk=min(config.chunk, STEP))
+        with adapter.lock:
+            pot = absolute_pot(adapter, config.budget, prefix, len(text)) if arm.keeps_positions else None
+            pot, stats = Reader(adapter, config).read(text, prefix, catalysts, reserve, pot=pot)
+        return _State(key, pot, stats)
+
+    def _read_whole(
+        self,
+        key: tuple[object, ...],
+        arm: Arm,
+        config: PotConfig,
+        text: TokenizedText,
+        prefix: list[int],
+        reserve: int,
+        behind: list[int] | None,
+    ) -> _State:
+        """Read everything into a large cache; then, but for `full`, drop once down to what the budget has room for."""
+        adapter, needed = self.llm.adapter, len(prefix) + len(text) + reserve
+        if needed > adapter.window:
+            raise BudgetError(
+                f"{arm.name} needs {needed} slots for this context, and the model was trained on {adapter.window}: "
+                "choose a shorter context, or an arm that drops while reading."
+            )
+        big = replace(config, budget=max(needed, config.budget))
+        with adapter.lock:
+            pot, stats = Reader(adapter, big).read(text, prefix, [], reserve)
+            keep = config.budget - reserve
+            if arm.policy == "full" or pot.length <= keep:
+                return _State(key, pot, stats)
+            policy, watch = make_policy(big), pot.watch
+            if behind is not None and policy.needs.last_queries:  # the window is the end of the whole prompt
+                watch = Watch(policy.needs.last_queries, held=False)
+                with pot.scratch():
+                    pot.cache.observer = watch
+                    adapter.forward(torch.tensor(behind, dtype=torch.long), pot.cache)
+            pinned = max(len(prefix), min(config.sink_tokens, keep // 4))
+            scores = policy.score(Evidence(None, pot.novelty, pot.origin, pinned, keep, pot.cache.pots, watch))
+            pot.keep(select(scores, pinned, keep))
+        return _State(key, pot, replace(stats, cycles=1, slots=keep))
+
+
+def cut_middle(text: TokenizedText, tokens: int) -> TokenizedText:
+    """Return the first and the last half of so many tokens, as LongBench cuts a prompt that is too long.
+
+    What stands in the result is for reading alone: the places of its tokens are still those of the whole text.
+    """
+    if len(text) <= tokens:
+        return text
+    first = tokens // 2
+    chosen = np.r_[0:first, len(text) - (tokens - first) : len(text)]
+    ids, starts, ends = text.ids[chosen], text.starts[chosen], text.ends[chosen]
+    return TokenizedText(text.documents, ids, starts, ends, np.asarray([0, tokens], np.int64))

@@ -1,0 +1,132 @@
+"""Tables of results, as markdown: how each arm did, beside a base, and where needles were found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+from infinipot_llm.evaluation.rows import Row
+from infinipot_llm.evaluation.statistics import paired, share
+
+NOTE = (
+    "Intervals are 95 % intervals, clustered by source, each for itself. A tie is a difference whose interval holds 0; "
+    "it is taken on the cases that both arms could be run on. Seconds and slots are medians; reading that served "
+    "several questions counts once."
+)
+"""What a reader of the tables must know."""
+
+
+def summary(rows: Sequence[Row], base: str | None = None, *, score: str | None = None) -> str:
+    """Return how each arm did: one table, with lines for every task, and for all where there are several.
+
+    Args:
+        rows: Of one run: one row for each arm and case.
+        base: The arm that the others are compared with; None: "full" where it could be run, or else the first
+            that could.
+        score: Name of a further score of the rows (`scores`); None: the one that counts.
+    """
+    arms = _distinct(row["arm"] for row in rows)
+    if not arms:
+        return "There are no results.\n"
+    if base is None:
+        able = _distinct(row["arm"] for row in rows if "score" in row)
+        base = "full" if "full" in able else (able or arms)[0]
+    tasks = _distinct(row["task"] for row in rows)
+    lines = [
+        f"| task | arm | n | refused | {score or 'score'} | minus {base} | read, s | answer, s | slots |",
+        "|---|---|---:|---:|---|---|---:|---:|---:|",
+    ]
+    for task in [*tasks, None] if len(tasks) > 1 else tasks:
+        of_task = [row for row in rows if task in (row["task"], None)]
+        against = {row["key"]: row for row in of_task if row["arm"] == base and _score(row, score) is not None}
+        for arm in arms:
+            of_arm = [row for row in of_task if row["arm"] == arm]
+            if of_arm:
+                lines.append(_line(task or "all", arm, of_arm, {} if arm == base else against, score))
+    return "\n".join(lines) + "\n"
+
+
+def grid(rows: Iterable[Row], arm: str) -> str:
+    """Return where an arm found needles: mean scores by depth (lines) and length (columns)."""
+    cells = by_cell(row for row in rows if row["arm"] == arm)
+    lengths = sorted({length for length, _ in cells})
+    lines = [
+        f"| {arm}: depth | " + " | ".join(map(length_name, lengths)) + " |",
+        "|---:|" + "---:|" * len(lengths),
+    ]
+    for depth in sorted({depth for _, depth in cells}):
+        found = [cells.get((length, depth)) for length in lengths]
+        lines.append(f"| {depth} % | " + " | ".join("" if cell is None else _cell(cell) for cell in found) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def by_cell(rows: Iterable[Row]) -> dict[tuple[int, int], list[float]]:
+    """Return the scores of needles by length and depth; a place where all were refused has none."""
+    cells: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        facts = row["facts"]
+        if "length" in facts and "depth" in facts:
+            cell = cells.setdefault((facts["length"], facts["depth"]), [])
+            cell += [row["score"]] if "score" in row else []
+    return cells
+
+
+def length_name(tokens: int) -> str:
+    """Return a number of tokens as people say it: 4K are 4,096."""
+    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
+        if tokens >= size and tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return f"{tokens:,}"
+
+
+def _line(task: str, arm: str, rows: Sequence[Row], against: dict[str, Row], score: str | None) -> str:
+    scored = [row for row in rows if _score(row, score) is not None]
+    refused = sum("refused" in row for row in rows)
+    both = [row for row in scored if row["key"] in against]
+    mean = difference = ""
+    if scored:
+        mean = _interval("{:.3f}", *share([_score(row, score) for row in scored], [row["group"] for row in scored]))
+    if both:
+        difference = _difference(
+            *paired(
+                [_score(row, score) for row in both],
+                [_score(against[row["key"]], score) for row in both],
+                [row["group"] for row in both],
+            ),
+            cases=None if len(both) == len(scored) == len(against) else len(both),
+        )
+    reads = [row["read_seconds"] for row in scored if row["read_seconds"] > 0]
+    answers, slots = [row["answer_seconds"] for row in scored], [row["slots"] for row in scored]
+    numbers = [_median(reads, "{:.1f}"), _median(answers, "{:.2f}"), _median(slots, "{:,.0f}")]
+    return f"| {task} | {arm} | {len(scored)} | {refused or ''} | {mean} | {difference} | " + " | ".join(numbers) + " |"
+
+
+def _score(row: Row, name: str | None) -> Any:
+    return row.get("score") if name is None else row.get("scores", {}).get(name)
+
+
+def _interval(form: str, mean: float, low: float, high: float) -> str:
+    """Write a mean with its interval; a single source has none."""
+    between = "no interval" if math.isnan(low) else f"{form.format(low)}, {form.format(high)}"
+    return f"{form.format(mean)} [{between}]"
+
+
+def _difference(mean: float, low: float, high: float, cases: int | None) -> str:
+    """Write a difference, whether it is one, and on how many cases it was taken where these are not all."""
+    some = "" if cases is None else f", {cases} cases"
+    tie = ", tie" if low <= 0 <= high else ""
+    return _interval("{:+.3f}", mean, low, high) + tie + some
+
+
+def _median(values: Sequence[float], form: str) -> str:
+    return form.format(median(values)) if values else ""
+
+
+def _cell(scores: Sequence[float]) -> str:
+    return f"{sum(scores) / len(scores):.2f}" if scores else "refused"
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

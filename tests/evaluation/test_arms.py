@@ -1,0 +1,192 @@
+"""Arms: each reads as it says, and answers as plain decoding over what it kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+
+from infinipot_llm import Document, InfiniPot, PotConfig
+from infinipot_llm.answering.prompt import Prompt
+from infinipot_llm.config import POLICIES
+from infinipot_llm.errors import BudgetError
+from infinipot_llm.evaluation.arms import OWN, Examinee, cut_middle, parse_arm
+from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.text import TextCodec
+from infinipot_llm.pot.reader import Reader
+
+TEXT = " ".join(f"The mill at Weir {n} ground {7 * n % 61} sacks." for n in range(20))  # about 700 tokens
+LOOP = [p for p in POLICIES if p != "full"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[InfiniPot]:
+    config = PotConfig(budget=480, max_new_tokens=8, question_tokens=160, chunk=64, shelf="keys", recall=60)
+    with InfiniPot(Adapter(tiny_model("llama")), TextCodec(byte_tokenizer()), config) as made:
+        yield made
+
+
+def prompt(llm: InfiniPot, question: str = "Which mill?") -> Prompt:
+    asked = tuple(llm.form.question(question))
+    return Prompt(llm.form.prefix, asked, asked, question)
+
+
+@pytest.mark.parametrize("name", [*LOOP, "full", "recall", *(f"own:{p}" for p in OWN)])
+def test_every_arm_reads_within_its_bounds_and_answers(llm: InfiniPot, name: str) -> None:
+    arm, asked = parse_arm(name), prompt(llm)
+    examinee = Examinee(llm)
+    outcome = examinee.answer(arm, TEXT, asked, max_new_tokens=8)
+    N, reserve = outcome.context_tokens, max(160, len(asked.behind)) + 8
+    assert len(llm.form.codec.untrusted(TEXT)) == N
+    if name == "full":
+        assert (outcome.slots, outcome.cycles) == (len(asked.before) + N, 0)
+    elif name == "own:truncate":
+        assert (outcome.slots, outcome.cycles) == (480 - reserve, 0)
+    elif name == "recall":
+        assert len(asked.before) < outcome.slots <= len(asked.before) + 60 + 20  # and marks between passages
+    else:
+        assert outcome.slots == 480 - reserve  # the last distillation leaves just the room that is needed
+        assert outcome.cycles > 0
+    assert 0 < outcome.answer_tokens <= 8
+    assert outcome.read_seconds > 0
+    again = examinee.answer(arm, TEXT, asked, max_new_tokens=8)
+    assert again.text == outcome.text
+    assert again.read_seconds == 0  # the same question of the same context is not read for twice
+
+
+def test_the_plain_policy_is_what_reading_with_that_configuration_gives(llm: InfiniPot) -> None:
+    asked = prompt(llm)
+    for name in LOOP:
+        examinee = Examinee(llm)
+        examinee.answer(parse_arm(name), TEXT, asked, max_new_tokens=8)
+        config = replace(llm.config, policy=name, shelf="off", max_new_tokens=8)
+        text = llm.form.codec.document([Document.from_text(TEXT, name="x")])
+        reserve = max(160, len(asked.behind)) + 8
+        pot, stats = Reader(llm.adapter, config).read(text, asked.before, [asked.behind], reserve)
+        assert examinee._state is not None
+        assert stats.cycles == examinee._state.stats.cycles > 0
+        held, expected = examinee._state.pot.state(), pot.state()
+        assert all(torch.equal(held[part], expected[part]) for part in expected), name
+
+
+def test_full_answers_as_the_plain_model_does(llm: InfiniPot) -> None:
+    asked = prompt(llm)
+    outcome = Examinee(llm).answer(parse_arm("full"), TEXT, asked, max_new_tokens=8)
+    ids = [*asked.before, *llm.form.codec.untrusted(TEXT), *asked.behind]
+    llm.adapter.close()
+    out = llm.adapter.model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)
+    llm.adapter.open()
+    assert outcome.text == llm.form.codec.decode(out[0, len(ids) :].tolist()).strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "readings"), [("infinipot", 3), ("own:snapkv", 3), ("streaming", 1), ("full", 1), ("recall", 1)]
+)
+def test_a_context_is_read_once_unless_the_question_decides(llm: InfiniPot, name: str, readings: int) -> None:
+    arm, examinee = parse_arm(name), Examinee(llm)
+    asked = [prompt(llm, q) for q in ("Which mill?", "How many sacks?", "Who?")]
+    known = [examinee.answer(arm, TEXT, p, max_new_tokens=4).read_seconds > 0 for p in asked]
+    assert sum(known) == readings
+    assert arm.wants_question == (readings == 3)
+    hidden = [examinee.answer(arm, TEXT, p, max_new_tokens=4, hidden=True).read_seconds > 0 for p in asked]
+    assert sum(hidden) == (1 if readings == 3 else 0)
+    other = examinee.answer(arm, TEXT + " End.", asked[0], max_new_tokens=4, hidden=True)
+    assert other.read_seconds > 0
+
+
+def test_a_question_that_is_known_decides_what_stays(llm: InfiniPot) -> None:
+    for name in ("infinipot", "own:snapkv"):
+        arm, examinee = parse_arm(name), Examinee(llm)
+        held = []
+        for question in ("Which mill?", "Ground sacks? 60 60 60 60"):
+            examinee.answer(arm, TEXT, prompt(llm, question), max_new_tokens=4)
+            assert examinee._state is not None
+            held.append(examinee._state.pot.origin.clone())
+        assert held[0].shape == held[1].shape
+        assert not torch.equal(held[0], held[1])
+
+
+def test_settings_behind_a_name_are_used(llm: InfiniPot) -> None:
+    asked = prompt(llm)
+    small = Examinee(llm).answer(parse_arm("infinipot:budget=380"), TEXT, asked, max_new_tokens=8)
+    assert small.slots == Examinee(llm).answer(parse_arm("infinipot"), TEXT, asked, max_new_tokens=8).slots - 100
+    few = Examinee(llm).answer(parse_arm("streaming:kept=0.9"), TEXT, asked, max_new_tokens=8)
+    assert few.cycles > Examinee(llm).answer(parse_arm("streaming:kept=0.2"), TEXT, asked, max_new_tokens=8).cycles
+
+
+def test_rolling_drops_little_and_often(llm: InfiniPot) -> None:
+    long = TEXT * 2
+    asked = prompt(llm)
+    rolling = Examinee(llm).answer(parse_arm("own:streaming"), long, asked, max_new_tokens=8)
+    loop = Examinee(llm).answer(parse_arm("streaming:kept=0.2"), long, asked, max_new_tokens=8)
+    assert rolling.cycles > loop.cycles
+    examinee = Examinee(llm)
+    examinee.answer(parse_arm("own:streaming"), long, asked, max_new_tokens=8)
+    assert examinee._state is not None
+    origin = examinee._state.pot.origin[0, 0, len(asked.before) :]
+    assert torch.equal(origin, torch.arange(rolling.context_tokens - len(origin), rolling.context_tokens))
+
+
+def test_positions_that_are_kept_are_those_of_the_plain_model(llm: InfiniPot) -> None:
+    """Without a distillation nothing differs; after one, keys stand where they were read, as in the plain model."""
+    asked = prompt(llm)
+    wide = "infinipot:budget=2000"
+    plain = Examinee(llm).answer(parse_arm(wide), TEXT, asked, max_new_tokens=8)
+    assert Examinee(llm).answer(parse_arm(f"{wide}:positions=kept"), TEXT, asked, max_new_tokens=8).text == plain.text
+
+    examinee = Examinee(llm)
+    kept = examinee.answer(parse_arm("streaming:positions=kept"), TEXT, asked, max_new_tokens=8)
+    assert kept.cycles > 1
+    assert examinee._state is not None
+    pot = examinee._state.pot
+    layer = pot.cache.pots[0]
+    place = pot.origin[0, 0] + len(asked.before)
+    place[: len(asked.before)] = torch.arange(len(asked.before))
+    tables = llm.adapter.rotations(2000)[0]
+    for slot in (0, len(asked.before) + 3, pot.length - 1):
+        expected = tables(layer.raw_keys[:, :1, slot : slot + 1], int(place[slot]))
+        assert (layer.rotated_keys[:, :1, slot : slot + 1] - expected).abs().max() < 1e-5
+    seen: list[torch.Tensor] = []
+    with pot.scratch():
+        pot.cache.observer = lambda a: seen.extend([a.raw_query, a.query]) if a.layer == 0 else None
+        llm.adapter.forward(torch.tensor(asked.behind), pot.cache)
+    assert (tables(seen[0], len(asked.before) + kept.context_tokens) - seen[1]).abs().max() < 1e-5
+
+
+def test_the_middle_is_cut_out(llm: InfiniPot) -> None:
+    text = llm.form.codec.document([Document.from_text(TEXT, name="x")])
+    cut = cut_middle(text, 101)
+    assert cut.ids.tolist() == [*text.ids[:50].tolist(), *text.ids[-51:].tolist()]
+    assert cut_middle(text, len(text)) is text
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("oracle", "no arm 'oracle': choose among infinipot, full"),
+        ("own:infinipot", "no arm 'own:infinipot'"),
+        ("own:full", "no arm"),
+        ("infinipot:alpha=1", "has a setting 'alpha=1': give one of budget"),
+        ("infinipot:kept=much", "give it a number"),
+        ("infinipot:kept=2", "kept is 2.0: give a share"),
+        ("infinipot:positions=odd", "has a setting 'positions=odd'"),
+        ("full:positions=kept", "is for policies inside the loop"),
+        ("infinipot:catalyst_reduce=mean", "give 'sum' or 'max'"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused(name: str, sentence: str) -> None:
+    with pytest.raises(BudgetError, match=sentence):
+        parse_arm(name)
+
+
+def test_a_context_beyond_the_window_is_refused_where_all_of_it_is_needed(llm: InfiniPot) -> None:
+    long = TEXT * 7
+    for name in ("full", "own:snapkv"):
+        with pytest.raises(BudgetError, match="trained on 4096: choose a shorter context"):
+            Examinee(llm).answer(parse_arm(name), long, prompt(llm), max_new_tokens=8)
+    none = InfiniPot(llm.adapter, llm.form.codec, replace(llm.config, shelf="off"))
+    with pytest.raises(BudgetError, match="shelf"):
+        Examinee(none).answer(parse_arm("recall"), TEXT, prompt(llm), max_new_tokens=8)

@@ -1,0 +1,51 @@
+"""Means and their intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from infinipot_llm.evaluation.statistics import paired, share
+
+
+def test_paired_interval_of_independent_questions_is_the_textbook_one() -> None:
+    rng = np.random.default_rng(1)
+    b = rng.random(400)
+    a = b + rng.normal(0.1, 0.5, 400)
+    difference, low, high = paired(a, b, [str(i) for i in range(400)])
+    assert difference == pytest.approx((a - b).mean())
+    error = (a - b).std() / math.sqrt(400)
+    assert low == pytest.approx(difference - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(difference + 1.96 * error, abs=0.1 * error)
+    assert paired(a, b, [str(i) for i in range(400)]) == (difference, low, high)
+
+
+def test_copies_of_a_question_make_an_interval_no_narrower() -> None:
+    once = np.random.default_rng(2).random(30)
+    zero = np.zeros(30)
+    groups = [str(i) for i in range(30)]
+    alone = paired(once, zero, groups)
+    copied = paired(np.repeat(once, 10), np.repeat(zero, 10), np.repeat(groups, 10).tolist())
+    assert copied == pytest.approx(alone)
+    ungrouped = paired(np.repeat(once, 10), np.repeat(zero, 10), [str(i) for i in range(300)])
+    assert ungrouped[2] - ungrouped[1] < 0.5 * (alone[2] - alone[1])
+
+
+def test_share_of_independent_questions_has_wilsons_interval() -> None:
+    hits = [1] * 15 + [0] * 5
+    mean, low, high = share(hits, [str(i) for i in range(20)])
+    assert (mean, round(low, 2), round(high, 2)) == (0.75, 0.53, 0.89)
+
+
+def test_share_of_grouped_questions() -> None:
+    groups = ["a"] * 10 + ["b"] * 10 + ["c"] * 10 + ["d"] * 10
+    mean, low, high = share([1] * 20 + [0] * 20, groups)
+    assert (mean, low, high) == (0.5, 0.0, 1.0)  # four articles, all or nothing in each: they say little
+    mean, low, high = share([1] * 40, groups)
+    assert (mean, high) == pytest.approx((1.0, 1.0))
+    assert low == pytest.approx(4 / (4 + 1.96**2), abs=1e-3)  # four articles, not forty questions
+    assert all(math.isnan(x) for x in share([1, 0], ["a", "a"])[1:])
+    with pytest.raises(ValueError, match="one group per value"):
+        share([1, 0, 1], ["a", "b"])

@@ -1,0 +1,112 @@
+"""Tables: means, intervals, differences on the same cases, and what could not be run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infinipot_llm.evaluation.statistics import paired, share
+from infinipot_llm.evaluation.tables import by_cell, grid, length_name, summary
+
+
+def row(arm: str, number: int, score: float | None, task: str = "qa", **more: Any) -> dict[str, Any]:
+    done = {"score": score, "read_seconds": 4.0, "answer_seconds": 0.5, "slots": 2000}
+    return {
+        "arm": arm, "key": f"{task}{number}", "settings": "x", "task": task, "group": f"g{number // 2}", "facts": {},
+        **({"refused": "too long."} if score is None else done), **more,
+    }  # fmt: skip
+
+
+def cells(table: str, task: str, arm: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {task} | {arm} |")]
+    return [cell.strip() for cell in line.split("|")[3:-1]]
+
+
+FULL = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+SMALL = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.5, 0.0]
+GROUPS = [f"g{n // 2}" for n in range(8)]
+
+
+def test_a_line_holds_mean_interval_and_paired_difference() -> None:
+    rows = [row("full", n, s) for n, s in enumerate(FULL)] + [row("small", n, s) for n, s in enumerate(SMALL)]
+    table = summary(rows)
+    mean, low, high = share(SMALL, GROUPS)
+    n, refused, score, difference, read, answer, slots = cells(table, "qa", "small")
+    assert (n, refused, read, answer, slots) == ("8", "", "4.0", "0.50", "2,000")
+    assert score == f"{mean:.3f} [{low:.3f}, {high:.3f}]" == f"0.312 [{low:.3f}, {high:.3f}]"
+    mean, low, high = paired(SMALL, FULL, GROUPS)
+    assert high < 0
+    assert difference == f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    assert cells(table, "qa", "full")[3] == ""
+    assert "minus full" in table
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_a_tie_is_said() -> None:
+    rows = [row("a", n, float(n % 2)) for n in range(8)] + [row("b", n, float(n % 3 == 0)) for n in range(8)]
+    assert cells(summary(rows, "a"), "qa", "b")[3].endswith("tie")
+    same = [row(arm, n, 1.0) for arm in "ab" for n in range(8)]
+    assert cells(summary(same), "qa", "b")[3] == "+0.000 [+0.000, +0.000], tie"
+
+
+def test_differences_are_taken_on_the_cases_that_both_could_be_run_on() -> None:
+    rows = [row("full", n, None if n >= 6 else 1.0) for n in range(8)]
+    rows += [row("small", n, 1.0 if n < 6 else 0.0) for n in range(8)]
+    table = summary(rows)
+    assert cells(table, "qa", "full")[:2] == ["6", "2"]
+    assert cells(table, "qa", "small")[2].startswith("0.750")
+    assert cells(table, "qa", "small")[3] == "+0.000 [+0.000, +0.000], tie, 6 cases"
+
+
+def test_where_nothing_could_be_run() -> None:
+    table = summary([row("full", 0, None), row("small", 0, 0.5)])
+    assert cells(table, "qa", "full") == ["0", "1", "", "", "", "", ""]
+    assert "minus small" in table, "what could not be run is no base"
+    assert cells(table, "qa", "small")[2] == "0.500 [no interval]"
+    assert summary([]) == "There are no results.\n"
+
+
+def test_every_task_and_all_of_them() -> None:
+    rows = [row(arm, n, float(task == "name"), task) for arm in "ab" for task in ("number", "name") for n in range(4)]
+    table = summary(rows)
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["number"] * 2 + ["name"] * 2 + [
+        "all"
+    ] * 2
+    assert cells(table, "all", "a")[2].startswith("0.500")
+    assert cells(table, "all", "a")[0] == "8"
+
+
+def test_a_further_score() -> None:
+    rows = [row("a", n, 1.0, scores={"contains": 1.0, "f1": 0.25}) for n in range(4)]
+    assert cells(summary(rows, score="f1"), "qa", "a")[2].startswith("0.250")
+    assert "| f1 |" in summary(rows, score="f1")
+
+
+def test_reading_counts_once() -> None:
+    rows = [row("a", n, 1.0, read_seconds=6.0 if n == 0 else 0.0) for n in range(5)]
+    assert cells(summary(rows), "qa", "a")[4] == "6.0"
+
+
+def test_a_grid_of_needles() -> None:
+    rows = [
+        row("a", n, score, facts={"length": length, "depth": depth})
+        for n, (length, depth, score) in enumerate(
+            [(8192, 50, 1.0), (8192, 50, 0.0), (4096, 50, 1.0), (4096, 0, None), (8192, 0, 0.25)]
+        )
+    ]
+    assert grid(rows, "a").splitlines() == [
+        "| a: depth | 4K | 8K |",
+        "|---:|---:|---:|",
+        "| 0 % | refused | 0.25 |",
+        "| 50 % | 1.00 | 0.50 |",
+    ]
+    assert by_cell(rows)[4096, 0] == []
+    assert by_cell([row("a", 1, 1.0)]) == {}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "name"), [(4096, "4K"), (1 << 20, "1M"), (131072, "128K"), (6000, "6,000"), (512, "512")]
+)
+def test_names_of_lengths(tokens: int, name: str) -> None:
+    assert length_name(tokens) == name
