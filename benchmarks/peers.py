@@ -30,13 +30,13 @@ import torch
 from kvpress_arms import Kvpress, Peer, PeerRows, make_environment, peer_arm, python_of
 
 from infinipot_llm.answering.prompt import PromptForm
-from infinipot_llm.cli.bench import (
+from infinipot_llm.cli.comparing import (
     Bench,
     Clock,
-    marked,
     describe,
     listed,
     load,
+    marked,
     parse_depth,
     parse_length,
     report,

@@ -15,7 +15,7 @@ from conftest import byte_tokenizer, tiny_model
 
 from infinipot_llm import cli
 from infinipot_llm.answering.prompt import Prompt
-from infinipot_llm.cli.bench import Clock, duration, parse_length
+from infinipot_llm.cli.comparing import Clock, duration, parse_length
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.evaluation import arms
 from infinipot_llm.evaluation.arms import Arm, Outcome
@@ -136,7 +136,7 @@ def test_an_interrupted_run_goes_on_where_it_was(run: Run, reciter: type[Reciter
     assert reciter.asked == 16
     assert run(*wanted)[1] == out, "the same table, and nothing is asked again"
     assert reciter.asked == 16
-    assert run(*wanted, "--kept", 0.25)[0] == 0
+    assert run(*wanted, "--budget", 720)[0] == 0
     assert reciter.asked == 32, "other settings are another run"
     assert len(rows()) == 32
 
@@ -185,9 +185,45 @@ def test_questions_from_end_to_end(run: Run, squad: Path) -> None:
     assert len(rows("qa")) == 8, "other prompts are another run"
 
 
+def test_parts_of_the_method_one_by_one(run: Run, reciter: type[Reciter], squad: Path) -> None:
+    wanted = ("ablation", squad, "--grids", "components,span", "--policies", "full", "--budget", 300)
+    code, out, err = run(*wanted)
+    assert code == 0, err
+    arms = list(dict.fromkeys(row["arm"] for row in rows("ablation")))
+    assert arms == [
+        "full", "infinipot", "infinipot:novelty_share=0", "infinipot:novelty_share=1", "tova",
+        "infinipot:positions=kept", *(f"infinipot:neighbours={n}" for n in (0, 2, 4, 8)),
+    ]  # fmt: skip
+    assert all(f"| qa | {arm} | 3 |" in out for arm in arms)
+    assert "minus full" in out
+
+
+def test_parts_of_the_method_from_end_to_end(run: Run, squad: Path) -> None:
+    code, out, err = run("ablation", squad, "--policies", "streaming", "--budget", 420, "--limit", 1)
+    assert code == 0, err
+    assert "| qa | infinipot:positions=kept | 1 |" in out
+    assert all(row["cycles"] > 0 for row in rows("ablation"))
+
+
+def test_hit_rates_from_end_to_end(run: Run, squad: Path) -> None:
+    wanted = ("hit-rate", squad, "--budget", 420, "--limit", 2)
+    code, out, err = run(*wanted, "--policies", "infinipot:novelty_share=0:neighbours=0,streaming")
+    assert code == 0, err
+    assert "| infinipot:novelty_share=0:neighbours=0 | 2 |  | 1.000 " in out, "nothing was dropped before the first"
+    assert "| streaming | 2 |" in out
+    assert all(0 <= hits["rate"] <= 1 for row in rows("hit-rate") for hits in row["hits"])
+    assert "burn" not in Path("out", "hit-rate.jsonl").read_text()
+    assert run(*wanted, "--policies", "streaming")[0] == 0
+    assert len(rows("hit-rate")) == 4, "both were counted before"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (("ablation", "data.json", "--grids", "colours"), "choose among components, alpha"),
+        (("hit-rate", "data.json", "--policies", "full"), "has no cycles"),
+        (("hit-rate", "data.json", "--hidden"), "--hidden has no meaning"),
+        (("needle", "--policies", "infinipot:alpha=1"), "give one of budget"),
         (("needle", "--lengths", "4x"), "'4x'"),
         (("needle", "--lengths", "0"), "'0'"),
         (("needle", "--lengths", "4k,,8k"), "commas"),
@@ -204,7 +240,7 @@ def test_questions_from_end_to_end(run: Run, squad: Path) -> None:
         (("needle", "--repeats", 0), "--repeats"),
         (("needle", "--budget", 4), "budget"),
         (("needle", "--budget", 9000), "4096 positions"),
-        (("needle", "--kept", 2), "kept"),
+        (("needle", "--policies", "infinipot:kept=2"), "kept is 2.0"),
         (("needle", "--model", "gpt-9"), "smollm2-135m"),
         (("needle", "--out", "letter.txt"), "is a file"),
         (("needle", "--out", "letter.txt/sub"), "letter.txt is a file"),

@@ -1,51 +1,59 @@
-"""Commands that measure what is remembered: needles in contexts of any length, and questions of data sets."""
+"""Commands that measure what is remembered: needles, questions of data sets, hit rates, and what each knob does."""
 
 from __future__ import annotations
 
-import os
-import re
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from infinipot_llm.cli.opening import load_engine
-from infinipot_llm.cli.options import make_config, model_options
-from infinipot_llm.models.catalogue import DEFAULT_MODEL
+from infinipot_llm.cli.comparing import (
+    Bench,
+    Questions,
+    arm_options,
+    describe,
+    listed,
+    load,
+    open_rows,
+    parse_arms,
+    parse_depth,
+    parse_length,
+    report,
+    write_report,
+)
+from infinipot_llm.cli.options import model_options
 
 if TYPE_CHECKING:
-    from infinipot_llm.answering.prompt import Prompt
-    from infinipot_llm.engine import InfiniPot
+    from collections.abc import Callable
+
     from infinipot_llm.evaluation.arms import Arm
-    from infinipot_llm.evaluation.cases import Case
-    from infinipot_llm.evaluation.rows import Row, Rows
-    from infinipot_llm.evaluation.runs import Reading, Step
 
-EVERY = 30.0
-"""Seconds between two lines on how far a run is."""
+GRIDS = {
+    "components": (
+        "infinipot",  # catalyst and novelty
+        "infinipot:novelty_share=0",  # the catalyst alone
+        "infinipot:novelty_share=1",  # novelty alone
+        "tova",  # neither: the last token's attention
+        "infinipot:positions=kept",  # without Context-Reset RoPE
+    ),
+    "alpha": tuple(f"infinipot:novelty_share={share}" for share in ("0", "0.25", "0.5", "0.75", "1")),
+    "kept": tuple(f"infinipot:kept={share}" for share in ("0.25", "0.5", "0.75", "0.9")),
+    "budget": tuple(f"infinipot:budget={slots}" for slots in (1024, 2048, 4096, 8192)),
+    "span": tuple(f"infinipot:neighbours={count}" for count in (0, 2, 4, 8)),
+    "reduce": ("infinipot:catalyst_reduce=sum", "infinipot:catalyst_reduce=max"),
+}
+"""What `infinipot bench ablation` compares: the paper's components, and the settings that the paper leaves open."""
 
 
-def arm_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of every command that compares arms."""
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that takes a data set."""
     for option in (
+        click.option("--join", type=int, help="SQuAD: join paragraphs to contexts of about so many characters."),
+        click.option("--limit", type=int, help="Most questions, drawn evenly over contexts.  [default: all]"),
         click.option(
-            "--out", required=True, type=click.Path(path_type=Path), help="Folder for results; it is made if need be."
+            "--prompts", type=click.Path(path_type=Path), help="Prompts by task: LongBench's dataset2prompt.json."
         ),
-        click.option("--hidden", is_flag=True, help="Read without knowing the question."),
-        click.option("--base", help="The arm that others are compared with.  [default: full, or the first]"),
-        click.option("--neighbours", type=int, help="As for `infinipot ask`."),
-        click.option("--novelty-share", type=float, help="As for `infinipot ask`."),
-        click.option("--kept", type=float, help="As for `infinipot ask`."),
-        click.option("--budget", type=int, default=2048, show_default=True, help="Slots of the cache, in tokens."),
-        click.option(
-            "--policies",
-            default="full,infinipot,streaming,own:truncate",
-            show_default=True,
-            help="What keeps the cache small: policies, own:POLICY as its authors run it, full, recall.",
-        ),
+        click.option("--task", help="Task of all questions (prompt, metric).  [default: what the data says, or qa]"),
     ):
         command = option(command)
     return command
@@ -61,7 +69,7 @@ def bench() -> None:
 
 @bench.command()
 @model_options
-@arm_options
+@arm_options("full,infinipot,streaming,own:truncate")
 @click.option("--lengths", default="4k,8k", show_default=True, help="Tokens of the contexts; 4k are 4,096.")
 @click.option("--depths", default="0,25,50,75,100", show_default=True, help="Where needles stand, in percent.")
 @click.option("--kinds", default="number,name,sentence,several,key-value", show_default=True, help="Kinds of needles.")
@@ -104,271 +112,82 @@ def needle(lengths: str, depths: str, kinds: str, repeats: int, seed: int, **opt
 @bench.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @model_options
-@arm_options
-@click.option("--task", help="Task of all questions (prompt, metric).  [default: what the data says, or qa]")
-@click.option("--prompts", type=click.Path(path_type=Path), help="Prompts by task: LongBench's dataset2prompt.json.")
-@click.option("--limit", type=int, help="Most questions, drawn evenly over contexts.  [default: all]")
-@click.option("--join", type=int, help="SQuAD: join paragraphs to contexts of about so many characters.")
+@arm_options("full,infinipot,streaming,own:truncate")
+@data_options
 def qa(data: Path, task: str | None, prompts: Path | None, limit: int | None, join: int | None, **options: Any) -> None:
     """Ask the questions of DATA: LongBench's JSON lines, SQuAD's JSON, or PDFs with NAME.questions.jsonl beside them.
 
     Writes qa.jsonl and qa.md (tables) into the folder --out. Rows hold no text of the data.
     """
+    ask(Questions(data, task, prompts, limit, join), parse_arms(options), "qa", options)
+
+
+@bench.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@model_options
+@arm_options("full,infinipot")
+@data_options
+@click.option("--grids", default="components", show_default=True, help=f"What to vary: {', '.join(GRIDS)}.")
+def ablation(
+    data: Path, grids: str, task: str | None, prompts: Path | None, limit: int | None, join: int | None, **options: Any
+) -> None:
+    """Ask the questions of DATA with one part or setting of the method changed at a time.
+
+    --policies may name further ways. Writes ablation.jsonl and ablation.md (tables) into the folder --out.
+    """
+    chosen = listed(grids, "--grids")
+    if unknown := [name for name in chosen if name not in GRIDS]:
+        raise click.UsageError(f"there is no grid {unknown[0]!r}: choose among {', '.join(GRIDS)}.")
     arms = parse_arms(options)
-    from infinipot_llm.evaluation.loading import load_cases, load_prompts
+    from infinipot_llm.evaluation.arms import parse_arm
+
+    names = dict.fromkeys([arm.name for arm in arms] + [name for grid in chosen for name in GRIDS[grid]])
+    ask(Questions(data, task, prompts, limit, join), [parse_arm(name) for name in names], "ablation", options)
+
+
+@bench.command("hit-rate")
+@click.argument("data", type=click.Path(path_type=Path))
+@model_options
+@arm_options("infinipot,infinipot:novelty_share=0,streaming,random")
+@data_options
+def hit_rate(
+    data: Path, task: str | None, prompts: Path | None, limit: int | None, join: int | None, **options: Any
+) -> None:
+    """Count, after each distillation, the tokens that scoring with the whole context would have kept as well.
+
+    The questions of DATA are known while reading; contexts must fit into the model's window, since a full cache is read
+    beside the pot. Writes hit-rate.jsonl and hit-rate.md into the folder --out.
+    """
+    if options["hidden"]:
+        raise click.UsageError("--hidden has no meaning here: the question is what tokens are wanted for.")
+    arms = parse_arms(options)
+    from infinipot_llm.evaluation.hits import check_arm
+    from infinipot_llm.evaluation.tables import hit_table
+
+    for arm in arms:
+        check_arm(arm)
+    questions = Questions(data, task, prompts, limit, join)
+    with open_rows(options["out"], "hit-rate.jsonl") as rows:
+        llm = load(options, arms, questions.max_new_tokens)
+        found = Bench(llm, arms, rows, options, questions.templates).count_hits(questions.cases, questions.prompts(llm))
+    about = f"Hit rates, {data.name}: {describe(llm, options)}"
+    write_report(options["out"] / "hit-rate.md", about, hit_table(found))
+    click.echo(f"infinipot: {options['out'] / 'hit-rate.jsonl'} and hit-rate.md are written", err=True)
+
+
+def ask(questions: Questions, arms: list[Arm], name: str, options: dict[str, Any]) -> None:
+    """Ask questions of arms, and write NAME.jsonl and NAME.md."""
     from infinipot_llm.evaluation.metrics import scores
     from infinipot_llm.evaluation.tasks import TASKS
 
-    templates = {} if prompts is None else load_prompts(prompts)
-    cases = [marked(case) for case in load_cases(data, task=task, limit=limit, join=join)]
-    firsts = {case.task: case for case in reversed(cases)}
-    if prompts is not None and (missing := [name for name in firsts if name not in templates]):
-        raise click.UsageError(f"{prompts} has no prompt for {missing[0]}: add it, or leave out --prompts.")
-    with open_rows(options["out"], "qa.jsonl") as rows:
-        for name, case in firsts.items():
-            scores(TASKS[name], "x", case)  # what a metric lacks is said before a model is loaded
-        llm = load(options, arms, max(TASKS[name].max_new_tokens for name in firsts))
-
-        def prompt_for(case: Case) -> Prompt:
-            return TASKS[case.task].prompt_for(llm.form, case, templates.get(case.task))
-
-        for case in firsts.values():
-            prompt_for(case)  # and so is what is wrong with a template
-        found = Bench(llm, arms, rows, options, prompts={name: templates.get(name) for name in firsts}).run(
-            cases,
-            prompt_for=prompt_for,
+    with open_rows(options["out"], f"{name}.jsonl") as rows:
+        llm = load(options, arms, questions.max_new_tokens)
+        found = Bench(llm, arms, rows, options, questions.templates).run(
+            questions.cases,
+            prompt_for=questions.prompts(llm),
             score=lambda case, answer: scores(TASKS[case.task], answer, case),
             max_new_tokens=lambda case: TASKS[case.task].max_new_tokens,
             stop=lambda case: TASKS[case.task].stop,
         )
-    about = f"{data.name}: {describe(llm, options)}"
-    report(options["out"] / "qa.md", about, found, options["base"])
-    click.echo(f"infinipot: {options['out'] / 'qa.jsonl'} and qa.md are written", err=True)
-
-
-def listed(text: str, option: str) -> list[str]:
-    """Split the value of an option at its commas."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise click.UsageError(f"{option} is {text!r}: give values with commas between them.")
-    if doubled := [part for part in parts if parts.count(part) > 1]:
-        raise click.UsageError(f"{option} names {doubled[0]} twice.")
-    return parts
-
-
-def parse_length(text: str) -> int:
-    """Return the tokens that a length names: 4k are 4,096."""
-    found = re.fullmatch(r"([0-9]{1,9})([kKmM]?)", text)
-    if not found or not int(found[1]):
-        raise click.UsageError(f"the length {text!r} is no number of tokens: give for example 6000, 8k or 1m.")
-    return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
-
-
-def parse_depth(text: str) -> int:
-    """Return a depth in percent."""
-    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > 100:
-        raise click.UsageError(f"the depth {text!r} is no percentage: give whole numbers from 0 to 100.")
-    return int(text)
-
-
-def parse_arms(options: dict[str, Any]) -> list[Arm]:
-    """Return the arms that --policies names, and check --base against them."""
-    names = listed(options["policies"], "--policies")
-    base = options["base"]
-    if base is not None and base not in names:
-        raise click.UsageError(f"--base is {base!r}, which --policies does not name.")
-    from infinipot_llm.evaluation.arms import parse_arm
-
-    return [parse_arm(name) for name in names]
-
-
-def open_rows(folder: Path, name: str) -> Rows:
-    """Open the rows in a folder that may not be there yet, and say what is wrong with them."""
-    from infinipot_llm.evaluation.rows import Rows
-
-    try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:
-        raise click.UsageError(f"--out is no folder that there could be ({error.strerror}): give another.") from error
-    if not there.is_dir():
-        raise click.UsageError(f"--out is {folder}, and {there} is a file: give a folder.")
-    if not os.access(there, os.W_OK):
-        raise click.UsageError(f"--out is {folder}, and nothing can be written in {there}: give another folder.")
-    rows = Rows(folder / name)
-    if rows.dropped:
-        click.echo(f"infinipot: note: the last line of {rows.path} is torn; it is dropped and run again", err=True)
-    return rows
-
-
-def load(options: dict[str, Any], arms: Sequence[Arm], max_new_tokens: int) -> InfiniPot:
-    """Load the model; there is a shelf only for the arm that needs one."""
-    shelf = "keys" if any(arm.name == "recall" for arm in arms) else "off"
-    made: InfiniPot = load_engine(options, make_config({**options, "shelf": shelf}, max_new_tokens=max_new_tokens))
-    return made
-
-
-def describe(llm: InfiniPot, options: dict[str, Any]) -> str:
-    """Return in a few words what was measured on."""
-    known = "question hidden while reading" if options["hidden"] else "question known while reading"
-    dtype = str(llm.adapter.dtype).removeprefix("torch.")
-    return f"{model_name(options)}, {dtype}, budget {llm.config.budget:,}, {known}"
-
-
-def model_name(options: dict[str, Any]) -> str:
-    """Return what a model is called, without the folders it lies in."""
-    model = options["model"] or DEFAULT_MODEL
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def report(path: Path, about: str, rows: Sequence[Row], base: str | None, more: Sequence[str] = ()) -> None:
-    """Print the tables of a run, and write them to a file."""
-    from infinipot_llm.errors import StoreError
-    from infinipot_llm.evaluation.tables import NOTE, summary
-
-    tables = [summary(rows, base)]
-    for name in dict.fromkeys(name for row in rows for name in list(row.get("scores", {}))[1:]):
-        tables.append(summary([row for row in rows if name in row.get("scores", {})], base, score=name))
-    text = "\n".join([*tables, *more])
-    click.echo(text)
-    try:
-        path.write_text(f"# {about}\n\n{NOTE}\n\n{text}", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written ({error.strerror}): give another place.") from error
-
-
-@dataclass
-class Bench:
-    """A run of cases through arms, with lines on standard error.
-
-    Attributes:
-        llm: The model.
-        arms: Who is asked.
-        rows: Where results go.
-        options: Of the command.
-        prompts: What else decides an answer: templates by task.
-    """
-
-    llm: InfiniPot
-    arms: Sequence[Arm]
-    rows: Rows
-    options: dict[str, Any]
-    prompts: dict[str, str | None] | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """Return everything beside arm, case and `hidden` that decides an answer, as plain JSON values."""
-        from infinipot_llm import __version__
-        from infinipot_llm.memory.saved import fingerprints
-
-        config = {k: v for k, v in self.llm.config.to_dict().items() if k not in ("shelf", "policy")}  # arms' own
-        return {
-            "model": model_name(self.options),
-            "dtype": str(self.llm.adapter.dtype).removeprefix("torch."),
-            "device": self.llm.adapter.device.type,
-            "budget": self.llm.config.budget,
-            "config": config,
-            "fingerprints": fingerprints(self.llm.adapter, self.llm.form),
-            "prompts": self.prompts,
-            "release": __version__,
-        }
-
-    def run(self, cases: Sequence[Case], **how: Any) -> list[Row]:
-        """Say how much there is to do, do what was not done before, and return all rows.
-
-        Args:
-            cases: What is asked.
-            **how: As `runs.run` takes it.
-        """
-        from infinipot_llm.evaluation.arms import Examinee
-        from infinipot_llm.evaluation.runs import plan_readings, run
-
-        settings, hidden = self.settings(), bool(self.options["hidden"])
-        counts: dict[str, int] = {}
-        for case in cases:
-            if case.context not in counts:
-                counts[case.context] = case.facts.get("tokens") or len(self.llm.form.codec.untrusted(case.context))
-        left = plan_readings(cases, self.arms, self.rows, settings, hidden=hidden)
-        clock = Clock(left, counts)
-        asked = sum(len(reading.cases) for reading in left)
-        before = len(cases) * len(self.arms) - asked
-        click.echo(
-            f"infinipot: {asked} answers to give, for which {len(left)} contexts are read, {clock.tokens:,} tokens in "
-            f"all" + (f"; {before} were given before" if before else ""),
-            err=True,
-        )
-        _make(self.options["out"])
-        try:
-            return run(
-                Examinee(self.llm), cases, self.arms, self.rows, settings=settings, hidden=hidden, progress=clock, **how
-            )
-        except KeyboardInterrupt:
-            click.echo(f"\ninfinipot: {self.rows.path} keeps what is done; the same command goes on there", err=True)
-            raise
-
-
-class Clock:
-    """Estimates the time that is left from what reading and answering took so far, and says it now and then."""
-
-    def __init__(self, readings: Sequence[Reading], counts: dict[str, int], every: float = EVERY) -> None:
-        """Take what is to be read.
-
-        Args:
-            readings: All of the run.
-            counts: Tokens of every context.
-            every: Seconds between two lines.
-        """
-        self.tokens = sum(counts[reading.cases[0].context] for reading in readings)
-        self._counts = counts
-        self._every = every
-        self._left = self.tokens
-        self._read = self._reading = self._answering = 0.0
-        self._answers = 0
-        self._last: tuple[Reading | None, float] = (None, float("-inf"))
-
-    def __call__(self, step: Step) -> None:
-        """Take note of a step; print a line after the first and then every `every` seconds."""
-        reading, said = self._last
-        if step.reading is not reading:
-            count = self._counts[step.reading.cases[0].context]
-            self._left -= count
-            self._read += 0 if "refused" in step.row else count
-        self._reading += step.row.get("read_seconds", 0.0)
-        self._answering += step.row.get("answer_seconds", 0.0)
-        self._answers += "refused" not in step.row
-        now = time.monotonic()
-        if step.done < step.total and now - said >= self._every:
-            said = now
-            estimate = self.estimate(step.total - step.done)
-            left = "" if estimate is None else f", about {duration(estimate)} left"
-            click.echo(f"infinipot: {step.done} of {step.total} answers{left}", err=True)
-        self._last = (step.reading, said)
-
-    def estimate(self, answers: int) -> float | None:
-        """Return the seconds that so many answers and what is still to be read will take, or None before any."""
-        if not self._answers:
-            return None
-        return self._left * self._reading / max(1.0, self._read) + answers * self._answering / self._answers
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _make(folder: Path) -> None:
-    from infinipot_llm.errors import StoreError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{folder} cannot be made ({error.strerror}): give another --out.") from error
-
-
-def marked(case: Case) -> Case:
-    """Return a case whose key also tells it from cases of the same name in other data."""
-    import hashlib
-
-    text = "\0".join((case.context, case.question, *case.references))
-    mark = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return replace(case, key=f"{case.key}-{mark}")
+    report(options["out"] / f"{name}.md", f"{questions.name}: {describe(llm, options)}", found, options["base"])
+    click.echo(f"infinipot: {options['out'] / name}.jsonl and {name}.md are written", err=True)

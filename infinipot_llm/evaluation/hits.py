@@ -112,9 +112,18 @@ def hit_rates(llm: InfiniPot, arms: Sequence[Arm], context: str, prompt: Prompt,
     return {name: [_hits(cycle, judge.wanted(cycle.tokens_read)) for cycle in found] for name, found in cycles.items()}
 
 
-def _cycles(llm: InfiniPot, arm: Arm, text: TokenizedText, prompt: Prompt, reserve: int) -> list[Cycle]:
+def check_arm(arm: Arm) -> None:
+    """Refuse an arm that is none of the bounded loop.
+
+    Raises:
+        BudgetError: It is not.
+    """
     if arm.own is not None or arm.keeps_positions or arm.policy == "full" or arm.name.startswith("recall"):
         raise BudgetError(f"{arm.name} has no cycles to count hits in: choose policies inside the loop.")
+
+
+def _cycles(llm: InfiniPot, arm: Arm, text: TokenizedText, prompt: Prompt, reserve: int) -> list[Cycle]:
+    check_arm(arm)
     config: PotConfig = replace(llm.config, policy=arm.policy, **dict(arm.changes))
     cycles: list[Cycle] = []
     with llm.adapter.lock:

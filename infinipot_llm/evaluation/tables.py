@@ -62,6 +62,29 @@ def grid(rows: Iterable[Row], arm: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def hit_table(rows: Sequence[Row]) -> str:
+    """Return the hit rates of every arm after the first, the middle and the last distillation of each context."""
+    lines = [
+        "| arm | n | refused | after the first cycle | halfway | after the last | chance | cycles |",
+        "|---|---:|---:|---|---|---|---:|---:|",
+    ]
+    for arm in _distinct(row["arm"] for row in rows):
+        of_arm = [row for row in rows if row["arm"] == arm]
+        some = [row for row in of_arm if row.get("hits")]
+        cells = [""] * 5
+        if some:
+            groups = [row["group"] for row in some]
+            places = [[row["hits"][at(len(row["hits"]))] for row in some] for at in _PLACES]
+            cells = [_interval("{:.3f}", *share([hits["rate"] for hits in found], groups)) for found in places]
+            cells += [_median([hits["chance"] for hits in places[-1]], "{:.3f}")]
+            cells += [_median([len(row["hits"]) for row in some], "{:.0f}")]
+        lines.append(f"| {arm} | {len(some)} | {len(of_arm) - len(some) or ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_PLACES = (lambda count: 0, lambda count: count // 2, lambda count: count - 1)
+
+
 def by_cell(rows: Iterable[Row]) -> dict[tuple[int, int], list[float]]:
     """Return the scores of needles by length and depth; a place where all were refused has none."""
     cells: dict[tuple[int, int], list[float]] = {}
