@@ -1,6 +1,7 @@
 # make demo    set everything up and ask the sample report a question
 # make test    set up, then lint, types and all tests
 # make test-oldest  the tests that touch transformers, on the oldest supported release
+# make bench-smoke   every benchmark command, small, with a small model: figures mean nothing, but nothing rots
 # make models  fetch the weights that the demo and some tests use
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 QUESTION ?= What did the replacement pump at Tarnbrook pumping station cost?
 
-.PHONY: install demo test test-oldest lint types models samples clean
+.PHONY: install demo test test-oldest bench-smoke lint types models samples clean
 
 install: $(READY)
 
@@ -41,6 +42,24 @@ test: lint types $(READY)
 test-oldest: .oldest/.ready
 	PYTHONPATH=.oldest $(BIN)/python -m pytest -m "not weights" tests/models tests/pot tests/answering tests/memory tests/test_cli.py
 
+SMOKE := .bench-smoke
+BENCH := $(BIN)/infinipot bench
+LOOP  := infinipot,truncate,random,streaming,snapkv,tova,sirllm,h2o,keydiff,expected-attention
+OWN   := own:truncate,own:streaming,own:snapkv,own:h2o,own:keydiff,own:expected-attention
+FERRY := examples/documents/merrow_ferry.pdf
+
+bench-smoke: $(READY)
+	$(BIN)/infinipot models get smollm2-135m
+	rm -rf $(SMOKE)
+	$(BENCH) needle --model smollm2-135m --lengths 1k --depths 0,100 --kinds number --budget 600 --policies full,recall,$(LOOP),$(OWN) --out $(SMOKE)
+	$(BENCH) qa $(FERRY) --model smollm2-135m --budget 450 --limit 4 --policies full,infinipot,streaming --out $(SMOKE)
+	$(BENCH) qa $(FERRY) --model smollm2-135m --budget 450 --limit 4 --policies full,infinipot,own:snapkv --hidden --out $(SMOKE)
+	$(BENCH) ablation $(FERRY) --model smollm2-135m --budget 450 --limit 2 --grids components,alpha,kept,span,reduce --out $(SMOKE)
+	$(BENCH) hit-rate $(FERRY) --model smollm2-135m --budget 450 --limit 2 --out $(SMOKE)
+	$(BIN)/python benchmarks/reading.py cheap --model smollm2-135m --tokens 1500 --budget 600 --rounds 1 --out $(SMOKE)/reading.jsonl
+	$(BIN)/python benchmarks/reading.py report --out $(SMOKE)/reading.jsonl
+	$(BIN)/python benchmarks/gpu_reading.py --device cpu --tiny --out $(SMOKE)/gpu.jsonl
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +71,4 @@ samples: $(READY)
 	$(BIN)/python examples/documents/render.py
 
 clean:
-	rm -rf $(VENV) .oldest dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .oldest dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .bench-smoke

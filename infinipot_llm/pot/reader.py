@@ -115,12 +115,14 @@ class Reader:
             BudgetError: The budget has no room for prefix, catalyst, question and answer.
         """
         adapter, config = self.adapter, self.config
-        prompts = [torch.tensor(list(c), dtype=torch.long) for c in catalysts] if self.policy.needs.catalyst else []
+        device = adapter.device
+        prompts = [torch.tensor(list(c), device=device) for c in catalysts] if self.policy.needs.catalyst else []
         longest = max((len(p) for p in prompts), default=0)
         adapter.check_budget(config.budget)
         divided = plan(config, adapter.window, len(text), len(prefix), longest, reserve)
         room, kept, pinned = divided.room, divided.kept, divided.pinned
         started = time.perf_counter()
+        every = torch.from_numpy(text.ids.astype("int64")).to(device)  # once: each copy would make a GPU wait
         fresh = pot is None
         pot = Pot(adapter, config.budget) if pot is None else pot
         if (needs := self.policy.needs).watching:
@@ -136,7 +138,7 @@ class Reader:
         if prefix and fresh:
             pot.cache.observer = pot.watch
             carry = adapter.forward(torch.tensor(list(prefix), dtype=torch.long), pot.cache)[-1:]
-            pot.record(torch.full((len(prefix),), PREFIX))
+            pot.record(torch.full((len(prefix),), PREFIX, device=device))
         while stats.tokens_read < len(text):
             if pot.length >= room:
                 left = len(text) - stats.tokens_read
@@ -153,10 +155,10 @@ class Reader:
                     sink.distilled(pot.origin)
             take = min(config.chunk, room - pot.length, len(text) - stats.tokens_read)
             window = slice(stats.tokens_read, stats.tokens_read + take)
-            ids = torch.from_numpy(text.ids[window].astype("int64"))
+            ids = every[window]
             pot.cache.observer = pot.watch
             hidden = adapter.forward(ids, pot.cache)  # [take, E]
-            pot.record(torch.arange(window.start, window.stop))
+            pot.record(torch.arange(window.start, window.stop, device=device))
             if sink is not None:
                 sink.take(window.start, *pot.newest(take))
             left = len(text) - window.stop
