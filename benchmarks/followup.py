@@ -10,12 +10,14 @@ exception, and says so). All arms use the same model, prompt, greedy decoding an
 --out, and what is there already is not run again.
 
 Arms, B being tokens:
-    recall-B      what `DocumentMemory.ask` does: our passages, their text read again
+    best-B        what `DocumentMemory.ask` does: our passages, their text read again, the best first
+    recall-B      the same passages in the order of the text
     load-B        our passages, loaded from the shelf as they were when the document was read
     joined-B      recall-B without anything between the passages
     pot           what distillation kept          pot-load-B    both in one pot
     full          everything in the cache         streaming-B   StreamingLLM: the first and the last tokens
-    bm25-B, minilm-B, fused-B                     chunks of 128 tokens, read
+    bm25-B, minilm-B, fused-B                     chunks of 128 tokens, read in the order of the text
+    bm25best-B, fusedbest-B                       the same, the best first
     truncate-B    first and last half of B, read  gold-B        the gold spans and what is around them, read
     closed        no document                     catalyst      the document read with the question known, one by one
 """
@@ -41,7 +43,7 @@ from infinipot_llm.answering.decode import Sampling, decode
 from infinipot_llm.evaluation.metrics import contains
 from infinipot_llm.evaluation.statistics import paired, share
 from infinipot_llm.memory.memory import DocumentMemory
-from infinipot_llm.memory.recall import fill, pot_of_text, question_pot, text_slots
+from infinipot_llm.memory.recall import fill, in_order, pot_of_text, question_pot, text_slots
 from infinipot_llm.pot.pot import PREFIX, Pot
 from infinipot_llm.pot.reader import Reader
 
@@ -149,14 +151,17 @@ class Asked:
             "bm25": lambda: retrievers.fill(self.chunks, self.bm25.rank(ask), budget),
             "minilm": lambda: retrievers.fill(self.chunks, self.minilm.rank(ask), budget),
             "fused": lambda: retrievers.fill(self.chunks, self.fused.rank(ask), budget),
+            "bm25best": lambda: best_first(self.chunks, self.bm25.rank(ask), budget),
+            "fusedbest": lambda: best_first(self.chunks, self.fused.rank(ask), budget),
             "gold": lambda: self.gold(question, budget),
             "closed": list,
         }
         if kind in again:
             return self.read_again(again[kind]())
-        if kind == "recall":
+        if kind in ("recall", "best"):
             setup = self.memory.setup
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
+            found = in_order(self.text, found, "best" if kind == "best" else "text")
             slots = setup.prefix[0].shape[2] + text_slots(setup, self.text, found) + 160
             return pot_of_text(setup, self.text, found, slots)
         if kind == "load":
@@ -255,6 +260,13 @@ def answers(bench: Bench) -> Iterator[dict[str, Any]]:
                     contains=contains(said.text, question.answers),
                     f1=round(data.f1(said.text, question.answers), 4),
                 )  # fmt: skip
+
+
+def best_first(units: Ranges, scores: Any, budget: int) -> list[tuple[int, int]]:
+    """Return what `retrievers.fill` takes, the range with the best unit first."""
+    found = retrievers.fill(units, scores, budget)
+    best = [max(scores[i] for i, (a, b) in enumerate(units) if a < end and start < b) for start, end in found]
+    return [found[i] for i in sorted(range(len(found)), key=lambda i: -best[i])]
 
 
 def _row(asked: Asked, number: int, arm: str, question: data.Question | None = None, **values: Any) -> dict[str, Any]:

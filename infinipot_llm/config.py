@@ -52,6 +52,8 @@ class PotConfig:
         recall: Tokens that a question brings back.
         recalled: How they come into the question's pot: "read" again as text, or "load"ed from the shelf as they were
             when the document was read (quicker, but a patchwork of contexts).
+        recall_order: In which order recalled passages are read: "best" first, or as in the "text". Read best first, the
+            default model finds more answers in the same passages (docs/recall.md); a larger one may not care.
         followup: How a question is answered: "recall" (from the shelf), "reuse" (from the pot as it is), "reread" (the
             document is read again, with the question as catalyst).
         policy: Name of the scoring rule in infinipot_llm/pot/policies/.
@@ -73,6 +75,7 @@ class PotConfig:
     shelf_bytes: int | None = None
     recall: int = 1024
     recalled: Literal["read", "load"] = "read"
+    recall_order: Literal["best", "text"] = "best"
     followup: Literal["recall", "reuse", "reread"] = "recall"
     policy: str = "infinipot"
     version: int = VERSION
@@ -116,6 +119,8 @@ class PotConfig:
             raise BudgetError(f"shelf is {self.shelf!r}: give 'keys', 'int8', 'int4' or 'off'.")
         if self.recalled not in ("read", "load"):
             raise BudgetError(f"recalled is {self.recalled!r}: give 'read' or 'load'.")
+        if self.recall_order not in ("best", "text"):
+            raise BudgetError(f"recall_order is {self.recall_order!r}: give 'best' or 'text'.")
         if self.recalled == "load" and self.shelf == "keys":
             raise BudgetError("recalled='load' needs all keys and values: choose shelf='int8' or 'int4' with it.")
         if self.followup not in FOLLOWUPS:

@@ -235,7 +235,7 @@ class InfiniPot:
         return self._key([content_hash], [])
 
     def _key(self, hashes: list[str], names: list[str]) -> str:
-        asking = {"recall", "recalled", "followup", "chunk"}
+        asking = {"recall", "recalled", "recall_order", "followup", "chunk"}
         read = {k: v for k, v in self.config.to_dict().items() if k not in asking}
         read["max_new_tokens"] = min(self.config.max_new_tokens, RESERVED_FOR_ANSWER)
         parts = [FORMAT, fingerprints(self.adapter, self.form), self.heads.to_dict(), read, hashes, names]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.errors import QuestionError, QuestionTooLongError
-from infinipot_llm.memory.recall import Passage, pot_of_text, question_pot, text_slots
+from infinipot_llm.memory.recall import Passage, in_order, pot_of_text, question_pot, text_slots
 from infinipot_llm.memory.shelf import SPAN
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader
@@ -84,13 +84,15 @@ def pot_for(
     if how == "reread":
         reader = Reader(setup.adapter, memory.config)
         return reader.read(text, prompt.before, [prompt.behind], behind)[0], 0
+    given = passages is not None
     if passages is None:
         passages = passages_for(memory, prompt, limit, recall)
-    elif text_slots(setup, text, passages) > (room := _room(memory, prompt, limit)):
+    read = in_order(text, passages, memory.config.recall_order)
+    slots = text_slots(setup, text, read)
+    if given and slots > (room := _room(memory, prompt, limit)):
         raise QuestionTooLongError(f"these passages need more than the {room} free slots: answer from fewer.")
     if memory.config.recalled == "read":
-        slots = len(prompt.before) + text_slots(setup, text, passages) + behind
-        pot = pot_of_text(setup, text, passages, slots, prompt.before)
+        pot = pot_of_text(setup, text, read, len(prompt.before) + slots + behind, prompt.before)
         return pot, sum(p.end - p.start for p in passages)
     shelf = memory.finder.shelf
     rows = (shelf.rows_of(p.start, p.end) for p in passages)  # a bounded shelf holds parts of spans
@@ -109,7 +111,7 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
     if memory.config.recalled == "read":
         # What stands between them takes room as well: the least of them gives way.
         found = bool(passages)
-        while passages and (over := text_slots(memory.setup, memory.text, passages) - room) > 0:
+        while passages and (over := _slots_read(memory, passages) - room) > 0:
             at = min(range(len(passages)), key=lambda i: passages[i].score)
             end = passages[at].end - over
             passages[at : at + 1] = [replace(passages[at], end=end)] if end > passages[at].start else []
@@ -119,6 +121,11 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
                 "max_new_tokens, or raise the budget."
             )
     return passages
+
+
+def _slots_read(memory: DocumentMemory, passages: Sequence[Passage]) -> int:
+    """Return the slots that passages take when they are read in the order of the configuration."""
+    return text_slots(memory.setup, memory.text, in_order(memory.text, passages, memory.config.recall_order))
 
 
 def check_recall(tokens: int | None) -> None:

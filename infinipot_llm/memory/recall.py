@@ -2,7 +2,7 @@
 
 Question -> queries -> scores of every span by every retrieval head (scoring.py) -> one score, together with the words
 that question and span share (BM25) -> smoothed over neighbours -> the best spans, until the budget of recalled tokens
-is full -> question pot: prefix, spans in document order, re-indexed from 0 on. docs/recall.md measures each step.
+is full -> question pot: prefix, passages, re-indexed from 0 on. docs/recall.md measures each step.
 Shapes: `n` retrieval heads, `M` spans, `R` rows of the shelf.
 """
 
@@ -151,6 +151,25 @@ def fill(spans: Spans, cuts: NDArray[np.int64], scores: Tensor, budget: int) -> 
     return passages
 
 
+def in_order(text: TokenizedText, passages: Sequence[Passage], order: str) -> list[Passage]:
+    """Return passages in the order in which they are read: as in the "text", or the "best" first.
+
+    Those of one document stay together, behind its name: best first is the document that holds the best passage.
+    """
+    if order == "text":
+        return sorted(passages, key=lambda p: p.start)
+    best: dict[int, float] = {}
+    for passage in passages:
+        document = text.document_of(passage.start)
+        best[document] = max(passage.score, best.get(document, passage.score))
+
+    def rank(passage: Passage) -> tuple[float, int, float, int]:
+        document = text.document_of(passage.start)
+        return -best[document], document, -passage.score, passage.start
+
+    return sorted(passages, key=rank)
+
+
 def pot_of_text(
     setup: Setup,
     text: TokenizedText,
@@ -164,7 +183,7 @@ def pot_of_text(
     Args:
         setup: The model.
         text: What the passages are of.
-        passages: What to read, in document order.
+        passages: What to read, in this order.
         slots: Slots of the pot; `text_slots` says what the passages take.
         before: Tokens of the prompt before the document; None: those of the model's usual prompt.
         told: Called after every forward pass.

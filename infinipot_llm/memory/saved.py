@@ -230,6 +230,7 @@ def open_memory(path: Path, setup: Setup) -> DocumentMemory:
             PotConfig.from_dict(about["config"]),
             recall=asking.recall,
             recalled=asking.recalled,
+            recall_order=asking.recall_order,
             followup=asking.followup,
             max_new_tokens=asking.max_new_tokens,
         )

@@ -15,8 +15,9 @@ from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import BudgetError, MemoryFileError
+from infinipot_llm.memory.asking import passages_for, pot_for, usual_prompt
 from infinipot_llm.memory.memory import DocumentMemory
-from infinipot_llm.memory.recall import Passage, pot_of_text, text_slots
+from infinipot_llm.memory.recall import Passage, in_order, pot_of_text, text_slots
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.pot import PREFIX, Pot
@@ -61,6 +62,39 @@ def test_passages_are_read_as_if_they_were_the_document(llm: InfiniPot, memory: 
     ours, theirs = pot.state(), plain.state()
     for name in ("keys", "rotated_keys", "values"):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_best_passage_is_read_first_or_all_in_the_order_of_the_text(llm: InfiniPot, memory: DocumentMemory) -> None:
+    prompt, limit, _ = usual_prompt(memory, "recall", "Who owned mill number 7?", (), 16, 200)
+    passages = passages_for(memory, prompt, limit, 200)
+    assert len({p.score for p in passages}) == len(passages) > 2
+    read = {}
+    for order in ("best", "text"):
+        asked = memory.fork()
+        asked.setup = replace(memory.setup, config=replace(memory.config, recall_order=order))
+        pot, tokens = pot_for(asked, "recall", prompt, limit, 200)
+        origin = [o for o in pot.origin[0, 0].tolist() if o >= 0]
+        assert tokens == len(origin) == sum(p.end - p.start for p in passages)
+        starts = [o for n, o in enumerate(origin) if n == 0 or o != origin[n - 1] + 1]
+        read[order] = starts
+    assert read["text"] == [p.start for p in passages] == sorted(read["text"])
+    assert read["best"] == [p.start for p in sorted(passages, key=lambda p: -p.score)]
+    assert read["best"] != read["text"]
+
+
+def test_passages_of_one_document_stay_together() -> None:
+    texts = [Document.from_text("a" * 50, name="a"), Document.from_text("b" * 50, name="b")]
+    text = CODEC.document(texts)
+    behind = int(text.first[1])
+    passages = [
+        Passage(0, 5, 1.0),
+        Passage(20, 25, 3.0),
+        Passage(behind + 9, behind + 12, 4.0),
+        Passage(behind + 20, behind + 22, 2.0),
+    ]
+    starts = [p.start for p in in_order(text, passages, "best")]
+    assert starts == [behind + 9, behind + 20, 20, 0]
+    assert [p.start for p in in_order(text, passages[::-1], "text")] == [0, 20, behind + 9, behind + 20]
 
 
 def test_a_document_that_fits_is_answered_as_by_the_plain_model(llm: InfiniPot) -> None:
