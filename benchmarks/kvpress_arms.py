@@ -25,7 +25,7 @@ from infinipot_llm.evaluation.rows import Row, Rows
 
 NEEDS = ("kvpress==0.5.5", "transformers<5.3")
 WORKER = Path(__file__).with_name("kvpress_worker.py")
-LOOKS = ("snapkv", "ada-snapkv", "finch")
+LOOKS = ("snapkv", "ada-snapkv", "tova", "finch")
 """Presses that keep what a known question looks at."""
 
 

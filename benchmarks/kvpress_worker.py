@@ -18,8 +18,9 @@ Prompts come as token ids, so that they are those of the other arms to the token
   behind what is left, and cut off again with its answer, as kvpress's own pipeline does it. What was read last is kept
   for the next request with the same press, context and `keep`, which then takes 0 seconds to read.
 * The question is known: everything but the prompt's last token is read under the press, so that SnapKV's window (the
-  last 64 tokens) ends with the question, and Finch's window (its delimiter stands behind the context) is the question.
-  The question's tokens come on top of `keep`. The last token is then fed for the first token of the answer.
+  last 64 tokens) ends with the question, TOVA looks from its last token but one, and Finch's window (its delimiter
+  stands behind the context) is the question. The question's tokens come on top of `keep`. The last token is then fed
+  for the first token of the answer.
 
 The first tokens (the system prompt) are no safer from a press than they are in kvpress. Positions go on behind the
 whole prompt, or behind what is left where the press re-rotates its keys. KVzip is told where our context begins; else
@@ -53,6 +54,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
+EPSILON = 1e-2
+"""Of Expected Attention: that of kvpress's leaderboard, and of our own arm; by default kvpress takes 0."""
+
 PRESSES: dict[str, Callable[[], Any]] = {
     "none": lambda: None,
     "random": kvpress.RandomPress,
@@ -62,8 +66,8 @@ PRESSES: dict[str, Callable[[], Any]] = {
     "block-keydiff": lambda: kvpress.BlockPress(kvpress.KeyDiffPress(), block_size=128),  # as its paper has it
     "snapkv": kvpress.SnapKVPress,
     "ada-snapkv": lambda: kvpress.AdaKVPress(kvpress.SnapKVPress()),
-    "expected-attention": kvpress.ExpectedAttentionPress,
-    "ada-expected-attention": lambda: kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(epsilon=1e-2)),  # leaderboard's
+    "expected-attention": lambda: kvpress.ExpectedAttentionPress(epsilon=EPSILON),
+    "ada-expected-attention": lambda: kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(epsilon=EPSILON)),
     "kvzip": kvpress.KVzipPress,
     "finch": kvpress.FinchPress,
 }

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infinipot_llm.errors import ModelError
+from infinipot_llm.errors import BudgetError
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.rotation import Rotation
-from infinipot_llm.models.slots import SlotCache, SlotLayer
+from infinipot_llm.models.slots import SlotLayer
 from infinipot_llm.pot.pot import PREFIX, Pot
 
 
@@ -39,6 +39,17 @@ class AbsoluteLayer(SlotLayer):
         self._moved = [0]
         super().__init__(slots, _Moved(rotation.cos, rotation.sin, rotation.apply, self._moved), number)
 
+    @classmethod
+    def of(cls, layer: SlotLayer, rotation: Rotation) -> AbsoluteLayer:
+        """Return a layer in place of another from which nothing was dropped, with its buffers."""
+        made = cls(layer.slots, rotation, layer.number)
+        if layer.is_initialized:
+            made.raw_keys, made.rotated_keys, made.value_states = (
+                layer.raw_keys, layer.rotated_keys, layer.value_states,
+            )  # fmt: skip
+            made.is_initialized, made.length = True, layer.length
+        return made
+
     def keep(self, slots: Tensor) -> None:
         """Keep only the given slots [B, K, kept], as they are rotated."""
         kept, held = slots.shape[2], self.length
@@ -53,17 +64,38 @@ def absolute_pot(adapter: Adapter, budget: int, prefix: Sequence[int], tokens: i
     """Return a pot for a text of so many tokens that holds the prefix and never counts anew.
 
     Raises:
-        ModelError: The model has sliding layers, which know no positions but their own.
+        BudgetError: The model has sliding layers, which know no positions but their own.
     """
-    if any(adapter.windows):
-        raise ModelError("positions=kept needs a model without sliding layers: choose another model.")
+    check_positions(adapter)
     pot = Pot(adapter, budget)
-    rotations = adapter.rotations(budget + len(prefix) + tokens)
-    layers = [AbsoluteLayer(budget, rotation, number) for number, rotation in enumerate(rotations)]
-    cache = SlotCache(budget, rotations, [None] * len(layers))
-    cache.pots, cache.layers = list(layers), list(layers)
-    pot.cache = cache
+    _exchange(pot, adapter.rotations(budget + len(prefix) + tokens))
     if prefix:
-        adapter.forward(torch.tensor(list(prefix), dtype=torch.long), cache)
+        adapter.forward(torch.tensor(list(prefix), dtype=torch.long), pot.cache)
         pot.record(torch.full((len(prefix),), PREFIX))
     return pot
+
+
+def hold_positions(pot: Pot) -> None:
+    """Let a pot from which nothing was dropped never count anew.
+
+    Positions end at its slots: what is still to come must fit in as if nothing were ever dropped.
+    """
+    _exchange(pot, [layer.rotation for layer in pot.cache.pots])
+
+
+def check_positions(adapter: Adapter) -> None:
+    """Refuse a model whose slots cannot keep their positions.
+
+    Raises:
+        BudgetError: It has sliding layers, which know no positions but their own.
+    """
+    if any(adapter.windows):
+        raise BudgetError(
+            "slots keep the positions they were read at only in a model without sliding layers: choose an arm that "
+            "counts them anew (a policy without own: and positions=kept), or another model."
+        )
+
+
+def _exchange(pot: Pot, rotations: Sequence[Rotation]) -> None:
+    layers = [AbsoluteLayer.of(layer, rotation) for layer, rotation in zip(pot.cache.pots, rotations, strict=True)]
+    pot.cache.pots, pot.cache.layers = list(layers), list(layers)

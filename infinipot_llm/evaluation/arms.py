@@ -9,6 +9,11 @@ An arm is named by what keeps the cache small:
 
 Settings of PotConfig may follow, each behind a colon: infinipot:novelty_share=0:neighbours=8. So may positions=kept:
 slots that stay keep the positions that they were read at, as most methods do, instead of being counted anew.
+
+Of the arms that run a policy as its authors do, own:snapkv, own:tova, own:h2o and own:expected-attention read
+everything first, drop once, and keep positions too, as those authors' code does; the first three judge by the question
+as well, where it is known. own:streaming, own:sirllm and own:keydiff drop as they read, and own:truncate cuts the text:
+what they hold is counted anew, from 0 on.
 """
 
 from __future__ import annotations
@@ -27,27 +32,28 @@ from infinipot_llm.config import POLICIES, PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import BudgetError
-from infinipot_llm.evaluation.absolute import absolute_pot
+from infinipot_llm.evaluation.absolute import absolute_pot, check_positions, hold_positions
 from infinipot_llm.memory.asking import pot_for
 from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.distill import select
 from infinipot_llm.pot.plan import plan
 from infinipot_llm.pot.policies import make_policy
+from infinipot_llm.pot.policies.expected_attention import AHEAD
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader, ReadStats
-from infinipot_llm.pot.score import Evidence
-from infinipot_llm.pot.watch import Watch
+from infinipot_llm.pot.score import Evidence, Policy, Scores
 
 Own = Literal["cut", "rolling", "whole"]
 OWN: dict[str, Own] = {
     "truncate": "cut",  # the middle of the text is cut out before it is read
     "streaming": "rolling",  # a little is dropped after every STEP tokens, instead of much when the pot is full
-    "tova": "rolling",
     "sirllm": "rolling",
-    "h2o": "rolling",
     "keydiff": "rolling",
-    "snapkv": "whole",  # everything is read first, and dropped once: from where the question stands, if it is known
+    "snapkv": "whole",  # everything is read first, the question too if it is known, and dropped once
+    "tova": "whole",
+    "h2o": "whole",
     "expected-attention": "whole",
 }
 """How the authors of a policy run it; the others have no way but the loop."""
@@ -134,7 +140,8 @@ def parse_arm(name: str) -> Arm:
         raise BudgetError(f"the arm {name!r} cannot be: positions=kept is for policies inside the loop.")
     policy = "infinipot" if way == "recall" else way
     config = PotConfig(policy=policy, **changes)  # refuses what can never be
-    asks = make_policy(config).needs.catalyst or (own and OWN[way] == "whole" and way == "snapkv")
+    needs = make_policy(config).needs
+    asks = needs.catalyst or (own and OWN[way] == "whole" and bool(needs.last_queries or needs.received))
     return Arm(
         name, policy, OWN[way] if own else None, asks and way != "recall", tuple(changes.items()), keeps_positions
     )
@@ -216,6 +223,7 @@ class Examinee:
             state = None
             state = self._read(key, arm, config, text, prompt, reserve, known)
         self._state = state
+        _wait_for(self.llm.adapter.device)
         ready = time.perf_counter()
         pot = state.pot
         if state.memory is not None:
@@ -276,7 +284,12 @@ class Examinee:
         reserve: int,
         behind: list[int] | None,
     ) -> _State:
-        """Read everything into a large cache; then, but for `full`, drop once down to what the budget has room for."""
+        """Read everything into a large cache; then, but for `full`, drop once down to what the budget has room for.
+
+        Raises:
+            BudgetError: The context is beyond the trained window; or, but for `full`, the budget has no room for
+                prompt, question and answer, or the model has sliding layers.
+        """
         adapter, needed = self.llm.adapter, len(prefix) + len(text) + reserve
         if needed > adapter.window:
             raise BudgetError(
@@ -284,21 +297,43 @@ class Examinee:
                 "choose a shorter context, or an arm that drops while reading."
             )
         big = replace(config, budget=max(needed, config.budget))
+        if arm.own is None:
+            with adapter.lock:
+                pot, stats = Reader(adapter, big).read(text, prefix, [], reserve)
+            return _State(key, pot, stats)
+        check_positions(adapter)
+        divided = plan(config, adapter.window, len(text), len(prefix), 0, reserve)
+        keep, pinned, policy = divided.room, divided.pinned, make_policy(config)
+        if policy.needs.moments:  # they are turned to positions to come, which must be there
+            ahead = min(len(prefix) + len(text) + AHEAD, adapter.window)
+            big = replace(big, budget=max(big.budget, ahead))
         with adapter.lock:
             pot, stats = Reader(adapter, big).read(text, prefix, [], reserve)
-            keep = config.budget - reserve
-            if arm.policy == "full" or pot.length <= keep:
+            if pot.length <= keep:
                 return _State(key, pot, stats)
-            policy, watch = make_policy(big), pot.watch
-            if behind is not None and policy.needs.last_queries:  # the window is the end of the whole prompt
-                watch = Watch(policy.needs.last_queries, held=False)
-                with pot.scratch():
-                    pot.cache.observer = watch
-                    adapter.forward(torch.tensor(behind, dtype=torch.long), pot.cache)
-            pinned = max(len(prefix), min(config.sink_tokens, keep // 4))
-            scores = policy.score(Evidence(None, pot.novelty, pot.origin, pinned, keep, pot.cache.pots, watch))
-            pot.keep(select(scores, pinned, keep))
+            hold_positions(pot)
+            pot.keep(select(_score_whole(adapter, policy, pot, pinned, keep, behind), pinned, keep))
         return _State(key, pot, replace(stats, cycles=1, slots=keep))
+
+
+def _score_whole(
+    adapter: Adapter, policy: Policy, pot: Pot, pinned: int, keep: int, behind: list[int] | None
+) -> Scores:
+    """Score what was read whole, the question behind it where it is known; the pot stays as it is."""
+    evidence = Evidence(None, pot.novelty, pot.origin, pinned, keep, pot.cache.pots, pot.watch)
+    if behind is None or pot.watch is None:
+        return policy.score(evidence)
+    with pot.scratch():
+        pot.cache.observer = pot.watch
+        adapter.forward(torch.tensor(behind, dtype=torch.long), pot.cache)
+        pot.watch.behind = len(behind)
+        return policy.score(evidence)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Return when a device has done what it was given: a GPU is given work, and computes it while the clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def cut_middle(text: TokenizedText, tokens: int) -> TokenizedText:

@@ -14,31 +14,42 @@ from torch import Tensor
 
 from infinipot_llm.models.slots import Attending
 
+SINKS = 4
+"""First tokens of a sequence whose queries are left out of the moments: they are unlike all others (Devoto et al.)."""
+
 
 @dataclass
 class Moments:
-    """Sums over the un-rotated queries of one layer.
+    """Mean and scatter of the un-rotated queries of one layer.
 
     Attributes:
         count: Queries seen.
-        total: [H, D] float32, their sum.
-        products: [H, D, D] float32, the sum of their outer products.
+        mean: [H, D] float32.
+        scatter: [H, D, D] float32, the sum of the outer products of their distances from the mean.
     """
 
     count: int
-    total: Tensor
-    products: Tensor
+    mean: Tensor
+    scatter: Tensor
 
-    @property
-    def mean(self) -> Tensor:
-        """[H, D]."""
-        return self.total / self.count
+    @classmethod
+    def of(cls, queries: Tensor) -> Moments:
+        """Return those of queries [H, C, D]."""
+        mean = queries.mean(dim=1)
+        centred = queries - mean[:, None]
+        return cls(queries.shape[1], mean, centred.transpose(1, 2) @ centred)
+
+    def joined(self, other: Moments) -> Moments:
+        """Return those of both (Chan et al., 1979): sums of squares lose a small variance beside a large mean."""
+        count = self.count + other.count
+        step = other.mean - self.mean  # [H, D]
+        between = step[:, :, None] * step[:, None, :] * (self.count * other.count / count)
+        return Moments(count, self.mean + step * (other.count / count), self.scatter + other.scatter + between)
 
     @property
     def covariance(self) -> Tensor:
         """[H, D, D]."""
-        mean = self.mean
-        return self.products / self.count - mean[:, :, None] * mean[:, None, :]
+        return self.scatter / self.count
 
 
 @dataclass
@@ -50,9 +61,11 @@ class Watch:
         wants_received: Whether attention is summed up per slot.
         wants_moments: Whether the queries' moments are summed up.
         last: Layer to [H, n, D], the last n <= window queries before the next distillation, rotated to their slots.
-        held: Whether those queries are of tokens that are in the slots (the last n of them), and not of a question.
-        received: Layer to [K, S] float32, the attention each slot was paid, summed over tokens, mean over the group.
-        moments: Layer to the moments of all its queries so far.
+        behind: How many of the tokens seen last are of a question. They stand behind the S slots that are scored, and
+            nothing chooses among them; while they are scored, the layers hold them.
+        received: Layer to [K, S + behind] float32, the attention each slot was paid, summed over tokens, mean over the
+            group.
+        moments: Layer to the moments of all its queries so far, but for those of the first SINKS tokens.
         scaling: Layer to its softmax scaling.
     """
 
@@ -60,7 +73,7 @@ class Watch:
     wants_received: bool = False
     wants_moments: bool = False
     last: dict[int, Tensor] = field(default_factory=dict)
-    held: bool = True
+    behind: int = 0
     received: dict[int, Tensor] = field(default_factory=dict)
     moments: dict[int, Moments] = field(default_factory=dict)
     scaling: dict[int, float] = field(default_factory=dict)
@@ -81,39 +94,35 @@ class Watch:
                 paid[:, : before.shape[1]] += before
             self.received[seen.layer] = paid
         if self.wants_moments:
-            queries = seen.raw_query[0].to(torch.float32)  # [H, C, D]
-            total, products = queries.sum(dim=1), queries.transpose(1, 2) @ queries
-            known = self.moments.get(seen.layer)
-            if known is not None:
-                total, products = total + known.total, products + known.products
-            count = queries.shape[1] + (known.count if known is not None else 0)
-            self.moments[seen.layer] = Moments(count, total, products)
+            start = seen.key.shape[2] - seen.raw_query.shape[2]  # the sinks come first; later chunks never start there
+            queries = seen.raw_query[0, :, max(0, SINKS - start) :].to(torch.float32)  # [H, C, D]
+            if queries.shape[1]:
+                new, known = Moments.of(queries), self.moments.get(seen.layer)
+                self.moments[seen.layer] = new if known is None else known.joined(new)
 
     def keep(self, slots: Tensor) -> None:
         """Follow a distillation; slots [L, K, kept] int64 are those that stay."""
         self.last = {}  # the slots that they were rotated to are others now
+        self.behind = 0
         self.received = {layer: paid.gather(1, slots[layer]) for layer, paid in self.received.items()}
 
 
-def attention_paid(query: Tensor, key: Tensor, scaling: float, *, causal: bool = True) -> Tensor:
+def attention_paid(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """Return the attention that each slot is paid, summed over the queries.
 
     Args:
-        query: [H, C, D], rotated.
+        query: [H, C, D], rotated; those of the last C slots: they see none behind their own.
         key: [K, S, D], rotated.
         scaling: Softmax scaling.
-        causal: The queries are those of the last C slots, and see none behind their own; otherwise they see all.
 
     Returns:
         [K, G, S] float32.
     """
     H, C, D = query.shape
     K, S = key.shape[:2]
-    hidden = torch.ones((C, S), dtype=torch.bool, device=key.device).triu_(S - C + 1) if causal else None
+    hidden = torch.ones((C, S), dtype=torch.bool, device=key.device).triu_(S - C + 1)
     paid = []
     for q, k in zip(query.reshape(K, H // K, C, D), key, strict=True):  # head by head: all at once would be large
         logits = q.to(torch.float32) @ k.to(torch.float32).T * scaling  # [G, C, S]
-        if hidden is not None:
-            logits = logits.masked_fill(hidden, float("-inf"))
-        paid.append(torch.softmax(logits, dim=-1).sum(dim=1))
+        paid.append(torch.softmax(logits.masked_fill(hidden, float("-inf")), dim=-1).sum(dim=1))
     return torch.stack(paid)

@@ -13,9 +13,12 @@ from infinipot_llm import Document, InfiniPot, PotConfig
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.config import POLICIES
 from infinipot_llm.errors import BudgetError
-from infinipot_llm.evaluation.arms import OWN, Examinee, cut_middle, parse_arm
+from infinipot_llm.evaluation import arms
+from infinipot_llm.evaluation.arms import OWN, Examinee, Outcome, cut_middle, parse_arm
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.slots import Attending
 from infinipot_llm.models.text import TextCodec
+from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader
 
 TEXT = " ".join(f"The mill at Weir {n} ground {7 * n % 61} sacks." for n in range(20))  # about 700 tokens
@@ -83,7 +86,11 @@ def test_full_answers_as_the_plain_model_does(llm: InfiniPot) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "readings"), [("infinipot", 3), ("own:snapkv", 3), ("streaming", 1), ("full", 1), ("recall", 1)]
+    ("name", "readings"),
+    [
+        *(("infinipot", 3), ("own:snapkv", 3), ("own:tova", 3), ("own:h2o", 3)),
+        *(("snapkv", 1), ("own:expected-attention", 1), ("streaming", 1), ("full", 1), ("recall", 1)),
+    ],
 )
 def test_a_context_is_read_once_unless_the_question_decides(llm: InfiniPot, name: str, readings: int) -> None:
     arm, examinee = parse_arm(name), Examinee(llm)
@@ -98,7 +105,7 @@ def test_a_context_is_read_once_unless_the_question_decides(llm: InfiniPot, name
 
 
 def test_a_question_that_is_known_decides_what_stays(llm: InfiniPot) -> None:
-    for name in ("infinipot", "own:snapkv"):
+    for name in ("infinipot", "own:snapkv", "own:tova", "own:h2o"):
         arm, examinee = parse_arm(name), Examinee(llm)
         held = []
         for question in ("Which mill?", "Ground sacks? 60 60 60 60"):
@@ -154,6 +161,122 @@ def test_positions_that_are_kept_are_those_of_the_plain_model(llm: InfiniPot) ->
         pot.cache.observer = lambda a: seen.extend([a.raw_query, a.query]) if a.layer == 0 else None
         llm.adapter.forward(torch.tensor(asked.behind), pot.cache)
     assert (tables(seen[0], len(asked.before) + kept.context_tokens) - seen[1]).abs().max() < 1e-5
+
+
+WHOLE = ["own:snapkv", "own:tova", "own:h2o", "own:expected-attention"]
+
+
+def read_by(llm: InfiniPot, name: str, text: str = TEXT, hidden: bool = False) -> tuple[Pot, Outcome]:
+    """The pot that an arm answers from, and its outcome."""
+    examinee = Examinee(llm)
+    outcome = examinee.answer(parse_arm(name), text, prompt(llm), max_new_tokens=8, hidden=hidden)
+    assert examinee._state is not None
+    return examinee._state.pot, outcome
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("policy", ["snapkv", "tova", "h2o"])
+def test_what_is_read_whole_is_judged_by_the_whole_prompt(llm: InfiniPot, policy: str, hidden: bool) -> None:
+    """Against the attention of one forward of everything: the question is in it where it is known."""
+    asked, (pot, outcome) = prompt(llm), read_by(llm, f"own:{policy}", hidden=hidden)
+    P, N = len(asked.before), outcome.context_tokens
+    ids = [*asked.before, *llm.form.codec.untrusted(TEXT), *(() if hidden else asked.behind)]
+    seen: list[Attending] = []
+    cache = llm.adapter.new_cache(len(ids))
+    cache.observer = seen.append
+    llm.adapter.forward(torch.tensor(ids), cache)
+    for layer, (_, _, query, key, scaling) in enumerate(seen):
+        heads = key[0].double().repeat_interleave(3, dim=0)  # [H, T, D]
+        logits = query[0].double() @ heads.transpose(1, 2) * scaling
+        future = torch.ones(len(ids), len(ids), dtype=torch.bool).triu(1)
+        weights = torch.softmax(logits.masked_fill(future, float("-inf")), -1)  # [H, T, T]
+        inside = max(0, 32 - (len(ids) - P - N))  # tokens of the text in SnapKV's window
+        stay = {"snapkv": inside, "tova": int(hidden), "h2o": (outcome.slots - P) // 2}[policy]
+        paid = {"snapkv": weights[:, -32:], "tova": weights[:, -1:], "h2o": weights}[policy].sum(1)[:, : P + N - stay]
+        if policy == "snapkv":
+            paid = torch.nn.functional.max_pool1d(paid, 7, 1, 3)
+        paid = paid.mean(0).expand(2, -1) if policy == "tova" else paid.reshape(2, 3, -1).mean(1)
+        least = paid[:, P:].topk(outcome.slots - P - stay, dim=-1).values[:, -1]
+        for head in range(2):
+            held = (pot.origin[layer, head, P:] + P).tolist()
+            latest = set(range(P + N - stay, P + N))
+            assert latest <= set(held)
+            assert paid[head, [s for s in held if s not in latest]].min() >= 0.9999 * least[head]  # pooling makes ties
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_read_whole_keeps_its_positions(llm: InfiniPot, name: str) -> None:
+    asked, (pot, outcome) = prompt(llm), read_by(llm, name)
+    P, tables = len(asked.before), llm.adapter.rotations(2000)[0]
+    layer = pot.cache.pots[0]
+    assert outcome.cycles == 1
+    for head in range(2):
+        place = (pot.origin[0, head] + P).tolist()
+        assert place[P:] != list(range(P, len(place)))
+        for slot in range(P, len(place)):
+            one = layer.raw_keys[:, head : head + 1, slot : slot + 1]
+            found = layer.rotated_keys[:, head : head + 1, slot : slot + 1]
+            assert (found - tables(one, place[slot])).abs().max() < 1e-5
+    seen: list[torch.Tensor] = []
+    with pot.scratch():
+        pot.cache.observer = lambda a: seen.extend([a.raw_query, a.query]) if a.layer == 0 else None
+        llm.adapter.forward(torch.tensor(asked.behind), pot.cache)
+    assert (tables(seen[0], P + outcome.context_tokens) - seen[1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "streaming:positions=kept"])
+def test_positions_cannot_be_kept_beside_sliding_layers(name: str) -> None:
+    """A row says so, and the run goes on."""
+    config = PotConfig(budget=480, max_new_tokens=8, question_tokens=160, chunk=64, shelf="off")
+    with (
+        InfiniPot(Adapter(tiny_model("olmo3")), TextCodec(byte_tokenizer()), config) as sliding,
+        pytest.raises(BudgetError, match="only in a model without sliding layers: choose an arm"),
+    ):
+        Examinee(sliding).answer(parse_arm(name), TEXT, prompt(sliding), max_new_tokens=8)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_budget_without_room_is_refused_before_reading(llm: InfiniPot, name: str) -> None:
+    """In the sentence of the loop; and where there is just room, the prefix stays whole."""
+    asked = prompt(llm)
+    least = len(asked.before) + max(160, len(asked.behind)) + 8 + 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "read", None)
+        with pytest.raises(BudgetError, match=f"has no room for prompt .*at least {least}, or"):
+            read_by(llm, f"{name}:budget={least - 1}")
+    for hidden in (False, True):
+        pot, outcome = read_by(llm, f"{name}:budget={least}", hidden=hidden)
+        assert outcome.slots == len(asked.before) + 3
+        assert (pot.origin[:, :, : len(asked.before)] == -1).all()
+        assert (pot.origin[:, :, len(asked.before) :] >= 0).all()
+
+
+def test_expected_attention_looks_ahead_as_far_as_the_window_reaches(llm: InfiniPot) -> None:
+    ends = []
+    for text in (TEXT, TEXT * 5):
+        pot, outcome = read_by(llm, "own:expected-attention", text)
+        ends.append((pot.cache.pots[0].slots, len(prompt(llm).before) + outcome.context_tokens))
+    (near, read), (far, read_far) = ends
+    assert near == read + 512
+    assert (far, far - read_far < 512) == (4096, True)
+
+
+def test_the_clock_is_read_when_the_device_is_done(llm: InfiniPot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU still computes when Python goes on."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    read_by(llm, "streaming")
+    assert waited == [], "a CPU is waited for anyway"
+    arms._wait_for(torch.device("cuda", 0))
+    assert waited == [torch.device("cuda", 0)]
+    order: list[str] = []
+    clock = arms.time.perf_counter
+    monkeypatch.setattr(arms, "_wait_for", lambda device: order.append("wait"))
+    monkeypatch.setattr(arms.time, "perf_counter", lambda: (order.append("clock"), clock())[1])
+    Examinee(llm).answer(parse_arm("full"), "Short.", prompt(llm), max_new_tokens=1)
+    at = order.index("wait")
+    assert "clock" in order[:at]
+    assert order[at + 1] == "clock"
 
 
 def test_the_middle_is_cut_out(llm: InfiniPot) -> None:

@@ -14,6 +14,7 @@ from infinipot_llm.config import POLICIES as NAMES
 from infinipot_llm.config import PotConfig
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.slots import Attending
 from infinipot_llm.pot.distill import Cycle, select
 from infinipot_llm.pot.policies import POLICIES, make_policy
 from infinipot_llm.pot.policies.expected_attention import AHEAD, EPSILON
@@ -135,31 +136,55 @@ def test_tova_is_the_last_tokens_attention_averaged_over_heads(family: str) -> N
             assert values[layer, head, -1] == torch.inf  # the token itself
 
 
+def pooled(weights: Tensor, before: int) -> Tensor:
+    """SnapKV's score of the slots before its window: the window's attention [H, S], pooled by hand; [K, before]."""
+    most = [weights[:, max(0, s - KERNEL // 2) : min(before, s + KERNEL // 2 + 1)].amax(1) for s in range(before)]
+    return torch.stack(most, 1).reshape(K, G, before).mean(1)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunk", [5, 512])  # a window of several chunks, and a part of one
 def test_snapkv_pools_the_windows_attention(family: str, chunk: int) -> None:
     adapter = shared_adapter(family)
-    values = make_policy(PotConfig(policy="snapkv")).score(evidence(read(adapter, "snapkv", chunk=chunk))).values
+    pot = read(adapter, "snapkv", chunk=chunk)
+    values = make_policy(PotConfig(policy="snapkv")).score(evidence(pot, keep=50)).values
     for layer, weights in enumerate(plain_attention(adapter, all_ids())):
-        paid = weights[:, -WINDOW:, :-WINDOW].mean(1).reshape(K, G, -1).mean(1)  # [K, S - WINDOW]
-        for head in range(K):
-            for slot in range(paid.shape[1]):
-                pooled = paid[head, max(0, slot - KERNEL // 2) : slot + KERNEL // 2 + 1].mean()
-                assert float(values[layer, head, slot]) == pytest.approx(float(pooled), abs=1e-5)
-            assert (values[layer, head, -WINDOW:] == torch.inf).all()
+        expected = pooled(weights[:, -WINDOW:].mean(1), pot.length - WINDOW)
+        assert (values[layer, :, :-WINDOW] - expected).abs().max() < 1e-5
+        assert (values[layer, :, -WINDOW:] == torch.inf).all()
 
 
-def test_snapkv_from_a_question_keeps_nothing_but_what_it_attends_to() -> None:
-    """The window is then behind the slots: none of them is in it."""
-    adapter = shared_adapter("llama")
-    pot = read(adapter, "snapkv")
-    watch = Watch(WINDOW, held=False)
+def test_snapkv_drops_no_pinned_slot_for_its_window() -> None:
+    scores = make_policy(PotConfig(policy="snapkv")).score(evidence(pot := read(shared_adapter("llama"), "snapkv")))
+    expected = [*range(5), *range(pot.length - 25, pot.length)]  # 30 slots have room for no more of the window
+    assert (select(scores, 5, 30) == torch.tensor(expected)).all()
+
+
+@pytest.mark.parametrize("length", [9, 40])  # shorter than SnapKV's window, and longer
+@pytest.mark.parametrize("policy", ["snapkv", "tova", "h2o"])
+def test_a_question_behind_the_slots_belongs_to_the_prompt(policy: str, length: int) -> None:
+    """As the plain model attends to it, read with the text before it; nothing chooses among its own tokens."""
+    adapter, question = shared_adapter("qwen2"), random_ids(length, 8)
+    pot = read(adapter, policy)
+    S, keep = pot.length, 50
+    assert pot.watch is not None
     with pot.scratch():
-        pot.cache.observer = watch
-        adapter.forward(torch.tensor(random_ids(9, 8)), pot.cache)
-    scores = make_policy(PotConfig(policy="snapkv")).score(replace(evidence(pot), watch=watch))
-    assert torch.isfinite(scores.values).all()
-    assert (scores.values.sum(-1) > 0.5).all()  # nearly all attention, pooled
+        pot.cache.observer = pot.watch
+        adapter.forward(torch.tensor(question), pot.cache)
+        pot.watch.behind = length
+        values = make_policy(PotConfig(policy=policy)).score(evidence(pot, keep)).values
+    first = {"snapkv": S - max(0, WINDOW - length), "tova": S, "h2o": S - (keep - 5) // 2}[policy]
+    for layer, weights in enumerate(plain_attention(adapter, [*all_ids(), *question])):
+        expected = {
+            "snapkv": pooled(weights[:, -WINDOW:].mean(1), first),
+            "tova": weights[:, -1, :S].mean(0).expand(K, S),
+            "h2o": weights.sum(1).reshape(K, G, -1).mean(1),
+        }[policy]
+        assert (values[layer, :, :first] - expected[:, :first]).abs().max() < 1e-4
+    assert values.shape[-1] == S
+    assert (values[:, :, first:] == torch.inf).all()
+    pot.keep(torch.arange(keep).expand(*values.shape[:2], keep))
+    assert pot.watch.behind == 0
 
 
 def test_keydiff_is_minus_the_cosine_to_the_mean_direction() -> None:
@@ -174,11 +199,11 @@ def test_keydiff_is_minus_the_cosine_to_the_mean_direction() -> None:
             assert values[layer, head].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_expected_attention_is_the_closed_form_of_its_paper(family: str) -> None:
-    """With rotations made position by position, and sums over query after query."""
+@pytest.mark.parametrize(("family", "chunk"), [("llama", 13), ("qwen3", 13), ("llama", 1)])
+def test_expected_attention_is_the_closed_form_of_its_paper(family: str, chunk: int) -> None:
+    """With rotations made position by position, and sums over query after query; the first four tokens left out."""
     adapter = shared_adapter(family)
-    pot = read(adapter, "expected-attention")
+    pot = read(adapter, "expected-attention", chunk=chunk)
     values = make_policy(PotConfig(policy="expected-attention")).score(evidence(pot)).values
     adapter.close()
     with unrotated(adapter, "q") as queries, torch.no_grad():
@@ -191,13 +216,27 @@ def test_expected_attention_is_the_closed_form_of_its_paper(family: str) -> None
         keys, values_of = (pot.state()[n][layer].double() for n in ("rotated_keys", "values"))
         for head in range(K):
             total = torch.zeros(pot.length, dtype=torch.float64)
-            for query in queries[layer][head * G : (head + 1) * G]:
+            for query in queries[layer][head * G : (head + 1) * G, 4:]:
                 mean, covariance = query.mean(0), torch.cov(query.T, correction=0)
                 m, c = mean @ turn, turn.T @ covariance @ turn
                 log = torch.stack([k @ m / D**0.5 + k @ c @ k / (2 * D) for k in keys[head]])
-                total += torch.softmax(log, 0) / G
+                total[4:] += torch.softmax(log[4:], 0) / G
             expected = (total + EPSILON) * values_of[head].norm(dim=-1)
             assert values[layer, head].tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5)
+
+
+def test_moments_of_a_long_text_keep_a_small_variance_beside_a_large_mean() -> None:
+    """In float32, of 32K queries around 120: a sum of squares has steps of 32 there, 1e-3 after the division."""
+    queries = torch.randn(1, 2, 32768, 4, generator=torch.Generator().manual_seed(5)) * 0.5 + 120.0
+    watch = Watch(wants_moments=True)
+    for at in range(0, queries.shape[2], 512):
+        new = queries[:, :, at : at + 512]
+        watch(Attending(0, new, new, torch.zeros(1, 1, at + 512, 4), 1.0))
+    found, known = watch.moments[0], queries[0, :, 4:].double()
+    assert found.count == 32764
+    assert (found.mean - known.mean(1)).abs().max() < 1e-4
+    for head in range(2):
+        assert (found.covariance[head] - torch.cov(known[head].T, correction=0)).abs().max() < 1e-4
 
 
 def test_sirllm_is_novelty_alone_and_truncate_the_two_ends() -> None:

@@ -2,7 +2,8 @@
 
 Devoto et al., "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution",
 2025, arXiv 2510.00636, section 3: queries are taken as Gaussian with the mean m and covariance C of those seen, rotated
-by the average rotation of the positions to come; E[exp(q . k / sqrt(D))] = exp(m . k / sqrt(D) + k C k / (2 D)).
+by the average rotation of the positions to come; E[exp(q . k / sqrt(D))] = exp(m . k / sqrt(D) + k C k / (2 D)). The
+first tokens (sinks) are left out of the moments and, since they stay anyway, of the softmax, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from infinipot_llm.config import PotConfig
 from infinipot_llm.models.slots import SlotLayer
 from infinipot_llm.pot.score import Evidence, Needs, Reason, Scores
+from infinipot_llm.pot.watch import SINKS
 
 AHEAD = 512
 """Positions to come, at most; the authors' choice. Beyond the slots of the pot there are none."""
@@ -52,6 +54,7 @@ class ExpectedAttentionPolicy:
             for m, c in zip(mean.unbind(1), covariance.unbind(1), strict=True):  # [K, D], [K, D, D]
                 expected = (key @ m[:, :, None])[:, :, 0] * scaling
                 expected = expected + ((key @ c) * key).sum(dim=-1) * scaling**2 / 2
+                expected[:, : min(SINKS, evidence.pinned)] = -torch.inf
                 attention += torch.softmax(expected, dim=-1) / mean.shape[1]
             size = slots.value_states[0, :, :S].to(torch.float32).norm(dim=-1)
             found.append((attention + EPSILON) * size)

@@ -1,8 +1,9 @@
 """H2O: half of the slots for the tokens that were attended to most so far (heavy hitters), half for the latest.
 
 Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", NeurIPS 2023,
-arXiv 2306.14048, section 4. Attention is summed over all tokens read, which favours early ones; that is the method. It
-is computed a second time while reading, since fast attention does not tell its weights: slow, as it is elsewhere.
+arXiv 2306.14048, section 4. Attention is summed over all tokens read, which favours early ones; that is the method. Its
+authors' code sums it over a whole prompt, the question included, and drops once (own:h2o in evaluation/arms.py). It is
+computed a second time while reading, since fast attention does not tell its weights: slow, as it is elsewhere.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class H2OPolicy:
             raise ValueError("the h2o policy needs the attention received")
         S = evidence.origin.shape[-1]
         late = S - (evidence.keep - evidence.pinned) // 2
-        values = torch.stack([evidence.watch.received[layer] for layer in range(len(evidence.layers))]).clone()
+        values = torch.stack([evidence.watch.received[layer][:, :S] for layer in range(len(evidence.layers))])
         values[:, :, late:] = torch.inf
         reasons = torch.full_like(evidence.origin, Reason.ATTENDED, dtype=torch.int8)
         reasons[:, :, late:] = Reason.RECENT

@@ -2,7 +2,8 @@
 
 Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", NeurIPS 2024, arXiv 2404.14469, section 4.
 Its authors look once, after the whole prompt was read, from the prompt's end, where the question stands (own:snapkv in
-evaluation/arms.py); inside the loop the window is the end of what was read so far.
+evaluation/arms.py); inside the loop the window is the end of what was read so far. Window, kernel and pooling are those
+of the authors' configuration for LongBench; their code's default pools by the mean.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from infinipot_llm.pot.score import Evidence, Needs, Reason, Scores
 from infinipot_llm.pot.watch import attention_paid
 
 WINDOW = 32
-"""Tokens of the observation window; the authors' code takes 32 (LongBench) to 64."""
+"""Tokens of the observation window; the authors take 32 for LongBench, and up to 64 elsewhere."""
 
 KERNEL = 7
-"""Slots that are pooled; the authors' choice for LongBench."""
+"""Slots of which the most attended one counts; the authors' choice for LongBench."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +37,20 @@ class SnapKVPolicy:
         return cls()
 
     def score(self, evidence: Evidence) -> Scores:
-        """Return the window's attention, mean over its tokens and the heads of a group, average-pooled over slots."""
+        """Return the window's attention: mean over its tokens, max-pooled over slots, mean over a group's heads."""
         if evidence.watch is None:
             raise ValueError("the snapkv policy needs the last queries")
         S, watch = evidence.origin.shape[-1], evidence.watch
-        found, inside = [], 0
+        inside = max(0, watch.last[0].shape[1] - watch.behind)  # slots in the window
+        stay = min(inside, evidence.keep - evidence.pinned)  # the latest of them, where there is no room for all
+        found = []
         for layer, slots in enumerate(evidence.layers):
-            key, query = slots.rotated_keys[0, :, :S], watch.last[layer]
-            paid = attention_paid(query, key, watch.scaling[layer], causal=watch.held).mean(dim=1)  # [K, S]
-            inside = query.shape[1] if watch.held else 0
-            before = paid[:, : S - inside] / query.shape[1]
-            if before.shape[1]:
-                before = F.avg_pool1d(before, KERNEL, stride=1, padding=KERNEL // 2, count_include_pad=False)
-            found.append(F.pad(before, (0, inside), value=torch.inf))
+            key, query = slots.rotated_keys[0, :, : S + watch.behind], watch.last[layer]
+            paid = attention_paid(query, key, watch.scaling[layer]) / query.shape[1]  # [K, G, S + behind]
+            before = paid[:, :, : S - inside]
+            if before.shape[2]:
+                before = F.max_pool1d(before, KERNEL, stride=1, padding=KERNEL // 2)
+            found.append(F.pad(F.pad(before.mean(dim=1), (0, inside - stay)), (0, stay), value=torch.inf))
         reasons = torch.full_like(evidence.origin, Reason.ATTENDED, dtype=torch.int8)
         reasons[:, :, S - inside :] = Reason.RECENT
         return Scores(torch.stack(found), reasons)
