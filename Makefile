@@ -1,7 +1,7 @@
 # make demo    set everything up and ask the sample report a question
 # make test    set up, then lint, types and all tests
 # make test-oldest  the tests that touch transformers, on the oldest supported release
-# make bench-smoke   every benchmark command, small, with a small model: figures mean nothing, but nothing rots
+# make bench-smoke   every `infinipot bench` command, reading.py (cheap, report) and gpu_reading.py, small: figures mean nothing
 # make models  fetch the weights that the demo and some tests use
 
 PYTHON ?= python3
@@ -32,7 +32,7 @@ demo: $(READY)
 	@$(BIN)/infinipot ask examples/documents/hollin_valley.pdf "$(QUESTION)"
 
 test: lint types $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .oldest/.ready: $(READY)
 	rm -rf .oldest
@@ -40,7 +40,7 @@ test: lint types $(READY)
 	@touch .oldest/.ready
 
 test-oldest: .oldest/.ready
-	PYTHONPATH=.oldest $(BIN)/python -m pytest -m "not weights" tests/models tests/pot tests/answering tests/memory tests/test_cli.py
+	PYTHONPATH=.oldest $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not weights" tests/models tests/pot tests/answering tests/memory tests/test_cli.py
 
 SMOKE := .bench-smoke
 BENCH := $(BIN)/infinipot bench

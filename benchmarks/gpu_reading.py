@@ -3,6 +3,8 @@
     python benchmarks/gpu_reading.py --out FILE                 the shape of Llama 3.1 8B in bf16, pots of 4K and 16K
     python benchmarks/gpu_reading.py --device cpu --tiny        the same in seconds on a CPU, to see that it runs
 
+It needs reading_tools.py beside it, and nothing else of this folder.
+
 Time does not depend on what weights and tokens say. For each pot: tokens/s over the text; what share of the device's
 own matrix product that is, timed in the same run (operations that the model needs: masked ones are not counted); peak
 memory above the weights; calls that made the CPU wait for the GPU, and where they stand; and tokens/s of decoding.
@@ -20,16 +22,15 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
+from reading_tools import Row, Stamps, machine, numbers, settle
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from infinipot_llm import Document, PotConfig
 from infinipot_llm.answering.decode import Sampling, decode
@@ -38,8 +39,6 @@ from infinipot_llm.models.text import TextCodec, TokenizedText
 from infinipot_llm.pot.plan import plan
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader, ReadStats
-
-Row = dict[str, Any]
 
 LLAMA_8B: Row = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -75,12 +74,6 @@ def random_text(tokens: int, vocabulary: int) -> TokenizedText:
     places = np.arange(tokens, dtype=np.int32)
     document = Document.from_text("x" * tokens)
     return TokenizedText((document,), ids, places, places + 1, np.asarray([0, tokens], np.int64))
-
-
-def settle(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def product_limit(device: torch.device, dtype: torch.dtype, size: int, times: int = 20) -> float:
@@ -217,19 +210,6 @@ def waits(adapter: Adapter, config: PotConfig, cycles: int) -> Row:
     }
 
 
-class Stamps(LogitsProcessor):
-    """Notes when each token's scores are there."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.times: list[float] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        settle(self.device)
-        self.times.append(time.perf_counter())
-        return scores
-
-
 def byte_codec() -> TextCodec:
     """Return a tokenizer of bytes that knows no end of an answer, for `decode`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -243,9 +223,9 @@ def decoding(adapter: Adapter, pot: Pot, new: int) -> Row:
     """Answer over the pot with the package's own decoder; the first token, which is the question's, is left out."""
     _, catalysts = prompts(adapter)
     adapter.model.generation_config.eos_token_id = None
-    stamps = Stamps(adapter.device)
+    stamps = Stamps()
     decode(adapter, byte_codec(), pot, catalysts[0], Sampling(max_new_tokens=new), processors=[stamps])
-    between = np.diff(stamps.times).tolist()
+    between = stamps.between
     with counted_waits(adapter.device) as places:
         decode(adapter, byte_codec(), pot, catalysts[0], Sampling(max_new_tokens=new))
     return {
@@ -295,20 +275,6 @@ def measure(adapter: Adapter, config: PotConfig, tokens: int, *, points: int, si
     }
 
 
-def machine(device: torch.device, dtype: torch.dtype) -> Row:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        "device": name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
-
-
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -330,6 +296,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     dtype = getattr(torch, args.dtype or ("float32" if args.tiny else "bfloat16"))
     adapter = random_model(TINY if args.tiny else LLAMA_8B, device, dtype)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    about = {"device": name, "dtype": str(dtype).removeprefix("torch."), **machine(), "tiny": args.tiny}
     difference = adapter.self_check()  # that what is timed is right on this device
     tokens = args.tokens or (4000 if args.tiny else 1_000_000)
     for budget in args.budgets or ([512, 768] if args.tiny else [4096, 16384]):
@@ -338,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             adapter, config, tokens,
             points=20, size=256 if args.tiny else 8192, new=args.new or (8 if args.tiny else 200),
         )  # fmt: skip
-        row = {**machine(device, dtype), "tiny": args.tiny, "self_check": difference, **measured}
+        row = {**about, "self_check": difference, **measured}
         print(json.dumps(row), flush=True)
         if args.out:
             with args.out.open("a", encoding="utf-8") as out:

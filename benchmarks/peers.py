@@ -40,6 +40,7 @@ from infinipot_llm.cli.comparing import (
     parse_depth,
     parse_length,
     report,
+    run_name,
 )
 from infinipot_llm.cli.options import model_options
 from infinipot_llm.config import PotConfig
@@ -129,9 +130,6 @@ def peer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder with the rows."),
         click.option("--hidden", is_flag=True, help="Read without knowing the question."),
         click.option("--base", help="The arm that others are compared with."),
-        click.option("--neighbours", type=int, help="As the rows of our arms have it; so are the next three."),
-        click.option("--novelty-share", type=float),
-        click.option("--kept", type=float),
         click.option("--budget", type=int, default=2048, show_default=True),
         click.option("--keep", type=click.IntRange(min=1), help="Slots to keep.  [default: as many as our arms]"),
         click.option("--presses", help=f"[default: {','.join(PRESSES)}; without --hidden {','.join(PRESSES_KNOWN)}]"),
@@ -187,7 +185,7 @@ def needle(lengths: str, depths: str, kinds: str, repeats: int, seed: int, **opt
     arms = dict.fromkeys(row["arm"] for row in found)
     grids = [grid(found, arm) for arm in arms]
     report(options["out"] / "needle-peers.md", setup.about, found, options["base"], grids)
-    draw(found, options["out"] / "needle-peers.png", title=setup.about)
+    draw(found, options["out"] / f"needle-peers-{run_name(found, options['base'])}.png", title=setup.about)
 
 
 @main.command()

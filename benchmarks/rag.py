@@ -9,8 +9,9 @@ ones, or four chunks of 256 (LlamaIndex's own splitter, overlap 32). The questio
 `rag_questions.py`. `pages` are 39 about a PDF of 25 pages, and tell the page of their answer; `hard` are about two PDFs
 in one index: lists, counts, summaries, and two facts that stand pages apart.
 
-Rows hold no questions and no answers, are appended to --out, and what is there is not asked again; `tree`
-(SummaryIndex with tree_summarize) reads everything for every question: give it --limit 5, questions of each kind.
+Rows hold no questions and no answers, are appended to --out, and what is there of the same model, dtype and threads is
+not asked again; rows of another stand in tables of their own. `tree` (SummaryIndex with tree_summarize) reads
+everything for every question: give it --limit 5, questions of each kind.
 
 A page counts as right when the first source node (of `ours`, the first cited one) is on it.
 """
@@ -127,7 +128,8 @@ def engine_of(arm: str, documents: list[Any], llm: InfiniPotLLM, embeddings: Pat
 
 def ask(args: argparse.Namespace) -> None:
     done = read_rows(args.out) if args.out.exists() else []
-    asked = {(r["questions"], r["arm"], r["number"]) for r in done if "number" in r}
+    same = {"questions": args.questions, "model": Path(args.model).name, "dtype": args.dtype, "threads": args.threads}
+    asked = {(r["arm"], r["number"]) for r in done if "number" in r and same.items() <= r.items()}
     if {*args.arms} & {"vector", "fused"} and args.embeddings is None:
         raise SystemExit("the arms vector and fused need --embeddings DIR, the folder with all-MiniLM-L6-v2.")
     paths, questions = rag_questions.load(args.questions, args.data)
@@ -145,11 +147,11 @@ def ask(args: argparse.Namespace) -> None:
     with args.out.open("a") as out:
 
         def write(row: dict[str, Any]) -> None:
-            out.write(json.dumps({"questions": args.questions, **row}) + "\n")
+            out.write(json.dumps({**same, **row}) + "\n")
             out.flush()
 
         for arm in args.arms:
-            left = [n for n in wanted if (args.questions, arm, n) not in asked]
+            left = [n for n in wanted if (arm, n) not in asked]
             if not left:
                 continue
             engine, cost = engine_of(arm, documents, cited if arm == "ours" else llm, args.embeddings)
@@ -185,12 +187,19 @@ def answered(arm: str, question: Question, query: Callable[[str], Any]) -> dict[
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """Print the tables of the sets of questions that rows are there of."""
+    """Print the tables of the sets of questions that rows are there of: one for each model, dtype and threads."""
     for name, table in (("pages", report_pages), ("hard", report_hard)):
-        some = [row for row in rows if row["questions"] == name]
-        if any("number" in row for row in some):
-            print(f"\nQuestions: {name}\n")
-            table(some)
+        of_set = [row for row in rows if row["questions"] == name]
+        for about in dict.fromkeys(heading(row) for row in of_set):
+            some = [row for row in of_set if heading(row) == about]
+            if any("number" in row for row in some):
+                print(f"\nQuestions: {name}{about}\n")
+                table(some)
+
+
+def heading(row: dict[str, Any]) -> str:
+    """Return what a row was measured with; old rows do not say."""
+    return "; {model}, {dtype}, {threads} threads".format(**row) if "model" in row else ""
 
 
 def report_pages(rows: list[dict[str, Any]]) -> None:
@@ -252,7 +261,8 @@ def against_ours(some: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     if not both or some[0]["arm"] == "ours":
         return ""
     values, others, groups = map(list, zip(*both, strict=True))
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*paired(values, others, groups))
+    mean, low, high = paired(values, others, groups)
+    return f"{mean:+.3f} [no interval]" if np.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def cost_of(arm: str, rows: list[dict[str, Any]]) -> tuple[float, str]:

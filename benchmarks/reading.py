@@ -9,15 +9,16 @@
     python benchmarks/reading.py batch   --out FILE    what batches of questions or texts could gain, at most
     python benchmarks/reading.py report  --out FILE    tables of what FILE holds
 
-Rows that FILE holds for the same model, settings and machine are not measured again. Whatever stands in one ratio was
-timed in one run, in turns: a piece of the one, a piece of the other, and so on. What is read is --document, repeated
-as often as needed: time depends on how many tokens there are, not on what they say.
+Rows that FILE holds for the same model, document, settings, release and machine are not measured again. Whatever stands
+in one ratio was timed in one run, in turns: a piece of the one, a piece of the other, and so on. What is read is
+--document, repeated as often as needed: time depends on how many tokens there are, not on what they say.
 Shapes: `K` KV heads, `D` head dim, `B` batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -44,21 +45,23 @@ from reading_tools import (
     Reading,
     Row,
     Rows,
+    Stamps,
     Subject,
     anonymous_bytes,
     beside,
     chunks,
     load_rows,
     machine,
+    numbers,
     plain,
     plain_forward,
     plain_reading,
     seconds_of,
 )  # fmt: skip
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
-from infinipot_llm import Document, InfiniPot, PotConfig
+from infinipot_llm import Document, InfiniPot, PotConfig, __version__
 from infinipot_llm.answering.decode import Sampling, decode, end_ids
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
@@ -241,27 +244,6 @@ def full(subject: Subject, tokens: int) -> Row:
 
 
 # --- decode ---
-
-
-class Stamps(LogitsProcessor):
-    """Notes when each token's scores come, and lets none end the answer."""
-
-    def __init__(self, ends: Sequence[int]) -> None:
-        self.ends = list(ends)
-        self.times: list[float] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if scores.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-        scores = scores.clone()
-        scores[:, self.ends] = float("-inf")
-        return scores
-
-    @property
-    def between(self) -> list[float]:
-        """Seconds from each token to the next; the first one, which the question's forward is part of, has none."""
-        return np.diff(self.times).tolist()
 
 
 def decode_ours(subject: Subject, pot: Pot, question: Sequence[int], new: int) -> list[float]:
@@ -546,10 +528,6 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def opened(args: argparse.Namespace) -> tuple[InfiniPot, Document]:
     torch.set_num_threads(args.threads)
     config = PotConfig(budget=args.budget, chunk=args.chunk, max_new_tokens=min(256, max(args.new, args.budget // 4)))
@@ -588,8 +566,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit("report needs --out with the file that rows were written to.")
         print("\n".join(tables(load_rows(args.out))))
         return
-    fixed = {"threads": args.threads, "budget": args.budget, "chunk": args.chunk}
-    common = {"model": Path(args.model).name, **fixed, **machine()}
+    fixed = {"device": args.device, "threads": args.threads, "budget": args.budget, "chunk": args.chunk}
+    if not args.document.is_file():
+        raise SystemExit(f"there is no document {args.document}: give --document a text file.")
+    content = hashlib.sha256(args.document.read_bytes()).hexdigest()[:8]
+    read = {"document": f"{args.document.name} {content}", "release": __version__}
+    common = {"model": Path(args.model).name, **read, **fixed, **machine()}
     if args.what == "start":
         rounds = args.rounds or 5
         key = {"measured": "start", "dtype": args.dtype}

@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
-    """Return markdown tables of rows, those of one machine, model and version under one heading."""
+    """Return markdown tables of rows, those of one machine, model, document and release under one heading."""
     lines: list[str] = []
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -25,8 +25,11 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 
 def heading(row: Row) -> str:
+    device = "" if row.get("device", "cpu") == "cpu" else f"{row['device']}, "  # older rows do not say
+    read = f", {row['document']}, release {row['release']}" if "document" in row else ""
     return (
-        f"{row['model']}; {row['cpu']}, {row['cores']} cores, torch {row['torch']}, transformers {row['transformers']}"
+        f"{row['model']}{read}; {device}{row['cpu']}, {row['cores']} cores, torch {row['torch']}, "
+        f"transformers {row['transformers']}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What reading.py measures with: what is read, work that takes turns, clocks, rows of results.
+"""What reading.py and gpu_reading.py measure with: what is read, work that takes turns, clocks, rows of results.
 
 Shapes: `L` layers with slots, `K` KV heads, `C` new tokens, `D` head dim, `E` hidden size, `B` batch.
 """
@@ -23,7 +23,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessor
 
 from infinipot_llm import Document, InfiniPot, PotConfig
 from infinipot_llm.models.adapter import Adapter
@@ -143,6 +143,11 @@ def machine() -> Row:
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
+
+
+def numbers(text: str) -> list[int]:
+    """Return the numbers of an option that takes several."""
+    return [int(number) for number in text.split(",")]
 
 
 def beside(first: Sequence[float], second: Sequence[float]) -> Row:
@@ -299,12 +304,38 @@ def plain(adapter: Adapter) -> Iterator[None]:
 
 def seconds_of(adapter: Adapter, work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     """Return how long a call takes, on a GPU until that is done too, and what it returns."""
-    settle: Callable[[], Any] = torch.cuda.synchronize if adapter.device.type == "cuda" else (lambda: None)
-    settle()
+    settle(adapter.device)
     started = time.perf_counter()
     found = work(*args)
-    settle()
+    settle(adapter.device)
     return time.perf_counter() - started, found
+
+
+def settle(device: torch.device) -> None:
+    """Wait for a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Stamps(LogitsProcessor):
+    """Notes when each token's scores are there, and lets none end the answer."""
+
+    def __init__(self, ends: Sequence[int] = ()) -> None:
+        self.ends = list(ends)
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        settle(scores.device)
+        self.times.append(time.perf_counter())
+        if self.ends:
+            scores = scores.clone()
+            scores[:, self.ends] = float("-inf")
+        return scores
+
+    @property
+    def between(self) -> list[float]:
+        """Seconds from each token to the next; the first one, which the question's forward is part of, has none."""
+        return np.diff(self.times).tolist()
 
 
 class Clock:

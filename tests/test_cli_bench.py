@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,11 +15,11 @@ import click
 import pytest
 from conftest import byte_tokenizer, tiny_model
 
-from infinipot_llm import cli
+from infinipot_llm import PotConfig, cli
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.cli.comparing import Clock, duration, parse_length
 from infinipot_llm.errors import BudgetError
-from infinipot_llm.evaluation import arms
+from infinipot_llm.evaluation import arms, runs
 from infinipot_llm.evaluation.arms import Arm, Outcome
 from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.runs import Reading, Step
@@ -25,7 +27,7 @@ from infinipot_llm.evaluation.runs import Reading, Step
 pytest.importorskip("matplotlib")
 
 Run = Callable[..., tuple[int, str, str]]
-SMALL = ("--lengths", "1400,2k", "--depths", "0,100", "--kinds", "number,several", "--budget", 700)
+SMALL = ("--lengths", "1400,2k", "--depths", "0,100", "--kinds", "sentence,several", "--budget", 700)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 class Reciter:
-    """Answers with the whole context, which tells everything, unless it is long and the cache full."""
+    """Answers with the whole context, which tells all values of a needle, unless it is long and the cache full."""
 
     stops_after = -1
     asked = 0
@@ -100,18 +102,19 @@ def test_needles_from_end_to_end(run: Run, model_folder: Path) -> None:
     assert all(row["hidden"] and row["model"] == model_folder.name and row["budget"] == 700 for row in found)
     assert str(model_folder.parent) not in Path("out", "needle.jsonl").read_text()
     assert "12 answers to give, for which 12 contexts are read, 20,6" in err
-    assert Path("out", "needle.png").read_bytes().startswith(b"\x89PNG")
+    (picture,) = Path("out").glob("needle-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
     written = Path("out", "needle.md").read_text()
     assert out.strip() in written
-    assert "budget 700, question hidden while reading" in written
+    assert f"budget 700, question hidden while reading; run {picture.stem.removeprefix('needle-')}\n" in written
 
 
 def test_tables_tell_what_was_found_and_what_could_not_be_run(run: Run, reciter: type[Reciter]) -> None:
     code, out, err = run("needle", *SMALL, "--policies", "full,infinipot,streaming", "--base", "infinipot")
     assert code == 0, err
-    assert "| needle-number | full | 2 | 2 | 1.000 " in out
-    assert "| needle-several | infinipot | 4 |  | 1.000 " in out
-    assert "| all | streaming | 8 |  | 0.000 [0.000, 0.324] | -1.000 [-1.000, -1.000] |" in out
+    assert "| needle-sentence | full | not seen | 2 | 2 | 1.000 " in out
+    assert "| needle-several | infinipot | seen | 4 |  | 1.000 " in out
+    assert "| all | streaming | not seen | 8 |  | 0.000 [0.000, 0.324] | -1.000 [-1.000, -1.000] |" in out
     assert "| 100 % | 1.00 | refused |" in out
     assert "1 of 24 answers, about " in err
 
@@ -160,9 +163,9 @@ def test_questions_of_a_data_set(run: Run, reciter: type[Reciter], squad: Path) 
     code, out, err = run("qa", squad, "--policies", "infinipot,streaming", "--budget", 300)
     assert code == 0, err
     assert "6 answers to give, for which 5 contexts are read" in err, "streaming reads once for two questions"
-    assert "| qa | infinipot | 3 |  | 1.000 " in out
-    assert "| qa | streaming | 3 |  | 0.000 " in out
-    assert "| task | arm | n | refused | token_f1 |" in out
+    assert "| qa | infinipot | seen | 3 |  | 1.000 " in out
+    assert "| qa | streaming | not seen | 3 |  | 0.000 " in out
+    assert "| task | arm | question | n | refused | token_f1 |" in out
     assert [row["scores"]["contains"] for row in rows("qa")] == [1.0] * 3 + [0.0] * 3
     kept = Path("out", "qa.jsonl").read_text()
     assert "burn" not in kept
@@ -174,13 +177,57 @@ def test_questions_of_a_data_set(run: Run, reciter: type[Reciter], squad: Path) 
     assert reciter.asked == 7, "another context under the same name is another case"
 
 
+def test_a_report_destroys_no_other(run: Run, reciter: type[Reciter], squad: Path) -> None:
+    other = squad.with_name("other.json")
+    shutil.copy(squad, other)
+    arms = ("--policies", "infinipot,streaming", "--budget", 300)
+    runs = [(squad,), (squad, "--hidden"), (other,), (squad, "--limit", 2), (squad, "--base", "streaming")]
+    outs = [run("qa", *given, *arms)[1] for given in runs]
+    written = Path("out", "qa.md").read_text()
+    assert all(out.strip() in written for out in outs)
+    headings = [line for line in written.splitlines() if line.startswith("# ")]
+    assert len(headings) == len(set(headings)) == 5
+    assert "question hidden while reading" in headings[1]
+    assert headings[2].startswith("# other.json")
+    run("qa", squad, *arms)
+    again = Path("out", "qa.md").read_text()
+    assert sorted(line for line in again.splitlines() if line.startswith("# ")) == sorted(headings)
+    assert len(again) == len(written), "the same run replaces its own report alone"
+    assert [path.name for path in Path("out").iterdir() if path.suffix == ".new"] == []
+
+
+def test_pictures_of_other_runs_stay(run: Run, reciter: type[Reciter]) -> None:
+    small = ("needle", "--lengths", "1400", "--kinds", "sentence", "--budget", 700, "--policies", "infinipot")
+    for given in ((), ("--hidden",), ("--seed", 1), ()):
+        assert run(*small, *given)[0] == 0
+    assert len(list(Path("out").glob("needle-*.png"))) == 3
+
+
+def test_rows_of_other_code_are_another_run(
+    run: Run, reciter: type[Reciter], squad: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = ("qa", squad, "--policies", "infinipot", "--budget", 300)
+    assert run(*wanted)[0] == 0
+    assert run(*wanted)[0] == 0
+    assert reciter.asked == 3
+    monkeypatch.setattr(runs, "sources_digest", lambda: "edited")
+    assert run(*wanted)[0] == 0
+    assert reciter.asked == 6
+    true_version = importlib.metadata.version
+    for name in ("torch", "transformers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", lambda n, of=name: "0" if n == of else true_version(n))
+            assert run(*wanted)[0] == 0
+    assert reciter.asked == 12
+
+
 def test_questions_from_end_to_end(run: Run, squad: Path) -> None:
     prompts = squad.parent / "prompts.json"
     prompts.write_text(json.dumps({"qasper": "Read: {context}\nAnswer: {input}"}))
     wanted = ("qa", squad, "--task", "qasper", "--policies", "full,streaming", "--budget", 420, "--limit", 2)
     code, out, err = run(*wanted, "--prompts", prompts)
     assert code == 0, err
-    assert "| qasper | streaming | 2 |" in out
+    assert "| qasper | streaming | not seen | 2 |" in out
     assert run(*wanted)[0] == 0
     assert len(rows("qa")) == 8, "other prompts are another run"
 
@@ -192,16 +239,41 @@ def test_parts_of_the_method_one_by_one(run: Run, reciter: type[Reciter], squad:
     arms = list(dict.fromkeys(row["arm"] for row in rows("ablation")))
     assert arms == [
         "full", "infinipot", "infinipot:novelty_share=0", "infinipot:novelty_share=1", "tova",
-        "infinipot:positions=kept", *(f"infinipot:neighbours={n}" for n in (0, 2, 4, 8)),
+        "infinipot:positions=kept", *(f"infinipot:neighbours={n}" for n in (0, 2, 8)),
     ]  # fmt: skip
-    assert all(f"| qa | {arm} | 3 |" in out for arm in arms)
+    assert all(re.search(rf"\| qa \| {arm} \| (not )?seen \| 3 \|", out) for arm in arms)
     assert "minus full" in out
+
+
+@pytest.mark.parametrize("policies", ["full,infinipot", "full"])
+def test_no_configuration_is_run_under_two_names(run: Run, reciter: type[Reciter], squad: Path, policies: str) -> None:
+    code, _, err = run(
+        "ablation", squad, "--grids", "alpha,kept,budget,span,reduce", "--policies", policies, "--budget", 1024
+    )
+    assert code == 0, err
+    changes = [dict(arms.parse_arm(row["arm"]).changes) for row in rows("ablation")[::3]]
+    configs = [PotConfig(**{"budget": 1024, **change}) for change in changes[1:]]
+    assert len(configs) == len(set(configs)) == 1 + 4 + 3 + 3 + 3 + 1
+    assert PotConfig(budget=1024) in configs
+
+
+@pytest.mark.parametrize(
+    ("base", "told"), [("infinipot:kept=0.25", "infinipot:kept=0.25"), ("infinipot:kept=0.5", "infinipot")]
+)
+def test_an_arm_of_a_grid_may_be_the_base(run: Run, reciter: type[Reciter], squad: Path, base: str, told: str) -> None:
+    wanted = ("ablation", squad, "--policies", "full", "--budget", 300, "--base", base)
+    code, out, err = run(*wanted, "--grids", "kept")
+    assert code == 0, err
+    assert f"minus {told} |" in out
+    code, _, err = run(*wanted, "--grids", "span")
+    assert code == 2
+    assert f"--base is '{base}', which is none of the arms" in err
 
 
 def test_parts_of_the_method_from_end_to_end(run: Run, squad: Path) -> None:
     code, out, err = run("ablation", squad, "--policies", "streaming", "--budget", 420, "--limit", 1)
     assert code == 0, err
-    assert "| qa | infinipot:positions=kept | 1 |" in out
+    assert "| qa | infinipot:positions=kept | seen | 1 |" in out
     assert all(row["cycles"] > 0 for row in rows("ablation"))
 
 
@@ -209,11 +281,14 @@ def test_hit_rates_from_end_to_end(run: Run, squad: Path) -> None:
     wanted = ("hit-rate", squad, "--budget", 420, "--limit", 2)
     code, out, err = run(*wanted, "--policies", "infinipot:novelty_share=0:neighbours=0,streaming")
     assert code == 0, err
+    assert "4 hit rates to count, for which 6 contexts are read, " in err
     assert "| infinipot:novelty_share=0:neighbours=0 | 2 |  | 1.000 " in out, "nothing was dropped before the first"
     assert "| streaming | 2 |" in out
     assert all(0 <= hits["rate"] <= 1 for row in rows("hit-rate") for hits in row["hits"])
     assert "burn" not in Path("out", "hit-rate.jsonl").read_text()
-    assert run(*wanted, "--policies", "streaming")[0] == 0
+    code, _, err = run(*wanted, "--policies", "streaming")
+    assert code == 0
+    assert "0 hit rates to count, for which 0 contexts are read, 0 tokens in all; 2 were counted before" in err
     assert len(rows("hit-rate")) == 4, "both were counted before"
 
 

@@ -19,14 +19,16 @@ from infinipot_llm.cli.comparing import (
     parse_depth,
     parse_length,
     report,
+    run_name,
     write_report,
 )
-from infinipot_llm.cli.options import model_options
+from infinipot_llm.cli.options import make_config, model_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from infinipot_llm.evaluation.arms import Arm
+    from infinipot_llm.evaluation.cases import Case
 
 GRIDS = {
     "components": (
@@ -63,7 +65,8 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def bench() -> None:
     """Measure what a pot keeps, beside other ways and beside the full cache.
 
-    Results are written as they come, and the same command goes on where it was interrupted.
+    Results are written as they come, and the same command goes on where it was interrupted. The tables of several runs
+    stand in one file, each under a heading of its own.
     """
 
 
@@ -78,7 +81,7 @@ def bench() -> None:
 def needle(lengths: str, depths: str, kinds: str, repeats: int, seed: int, **options: Any) -> None:
     """Hide facts at known depths of invented texts, and ask for them.
 
-    Writes needle.jsonl, needle.md (tables) and needle.png (a heat-map) into the folder --out.
+    Writes needle.jsonl, needle.md (tables) and needle-RUN.png (a heat-map) into the folder --out.
     """
     sizes = [parse_length(text) for text in listed(lengths, "--lengths")]
     places = [parse_depth(text) for text in listed(depths, "--depths")]
@@ -105,8 +108,9 @@ def needle(lengths: str, depths: str, kinds: str, repeats: int, seed: int, **opt
     about = f"Needles ({', '.join(sorts)}; seed {seed}): {describe(llm, options)}"
     grids = [grid(found, arm.name) for arm in arms]
     report(options["out"] / "needle.md", about, found, options["base"], grids)
-    draw(found, options["out"] / "needle.png", title=about)
-    click.echo(f"infinipot: {options['out'] / 'needle.jsonl'}, needle.md and needle.png are written", err=True)
+    picture = f"needle-{run_name(found, options['base'])}.png"
+    draw(found, options["out"] / picture, title=about)
+    click.echo(f"infinipot: {options['out'] / 'needle.jsonl'}, needle.md and {picture} are written", err=True)
 
 
 @bench.command()
@@ -138,11 +142,10 @@ def ablation(
     chosen = listed(grids, "--grids")
     if unknown := [name for name in chosen if name not in GRIDS]:
         raise click.UsageError(f"there is no grid {unknown[0]!r}: choose among {', '.join(GRIDS)}.")
-    arms = parse_arms(options)
-    from infinipot_llm.evaluation.arms import parse_arm
-
-    names = dict.fromkeys([arm.name for arm in arms] + [name for grid in chosen for name in GRIDS[grid]])
-    ask(Questions(data, task, prompts, limit, join), [parse_arm(name) for name in names], "ablation", options)
+    names = {name: plainest(name, options) for grid in chosen for name in GRIDS[grid]}
+    options["base"] = names.get(options["base"], options["base"])
+    arms = parse_arms(options, names.values())
+    ask(Questions(data, task, prompts, limit, join), arms, "ablation", options)
 
 
 @bench.command("hit-rate")
@@ -169,10 +172,43 @@ def hit_rate(
     questions = Questions(data, task, prompts, limit, join)
     with open_rows(options["out"], "hit-rate.jsonl") as rows:
         llm = load(options, arms, questions.max_new_tokens)
-        found = Bench(llm, arms, rows, options, questions.templates).count_hits(questions.cases, questions.prompts(llm))
-    about = f"Hit rates, {data.name}: {describe(llm, options)}"
+        counting = Bench(llm, arms, rows, options, questions.templates)
+        announce(counting, questions.cases)
+        found = counting.count_hits(questions.cases, questions.prompts(llm))
+    about = f"Hit rates, {data.name}: {describe(llm, options)}; run {run_name(found)}"
     write_report(options["out"] / "hit-rate.md", about, hit_table(found))
     click.echo(f"infinipot: {options['out'] / 'hit-rate.jsonl'} and hit-rate.md are written", err=True)
+
+
+def plainest(name: str, options: dict[str, Any]) -> str:
+    """Return the arm that an entry of a grid is: the plain policy, where its settings are those of the run."""
+    from dataclasses import replace
+
+    from infinipot_llm.evaluation.arms import parse_arm
+
+    arm = parse_arm(name)
+    plain = make_config(options, policy=arm.policy)
+    same = replace(plain, **dict(arm.changes)) == plain and not arm.keeps_positions
+    return arm.policy if same else name
+
+
+def announce(bench: Bench, cases: Sequence[Case]) -> None:
+    """Say how much is to be read for hit rates: every context once as a whole, and once by every arm."""
+    from infinipot_llm.evaluation.runs import settings_digest
+
+    which = settings_digest(bench.settings(), hidden=False)
+    rates = readings = tokens = 0
+    for case in cases:
+        if left := sum(bench.rows.find(arm.name, case.key, which) is None for arm in bench.arms):
+            rates += left
+            readings += left + 1
+            tokens += (left + 1) * len(bench.llm.form.codec.untrusted(case.context))
+    before = len(cases) * len(bench.arms) - rates
+    click.echo(
+        f"infinipot: {rates} hit rates to count, for which {readings} contexts are read, {tokens:,} tokens in all"
+        + (f"; {before} were counted before" if before else ""),
+        err=True,
+    )
 
 
 def ask(questions: Questions, arms: list[Arm], name: str, options: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,12 +79,12 @@ def parse_depth(text: str) -> int:
     return int(text)
 
 
-def parse_arms(options: dict[str, Any]) -> list[Arm]:
-    """Return the arms that --policies names, and check --base against them."""
-    names = listed(options["policies"], "--policies")
+def parse_arms(options: dict[str, Any], more: Iterable[str] = ()) -> list[Arm]:
+    """Return the arms that --policies names, and more, and check --base against them."""
+    names = dict.fromkeys([*listed(options["policies"], "--policies"), *more])
     base = options["base"]
     if base is not None and base not in names:
-        raise click.UsageError(f"--base is {base!r}, which --policies does not name.")
+        raise click.UsageError(f"--base is {base!r}, which is none of the arms: choose one of {', '.join(names)}.")
     from infinipot_llm.evaluation.arms import parse_arm
 
     return [parse_arm(name) for name in names]
@@ -129,22 +129,36 @@ def model_name(options: dict[str, Any]) -> str:
 
 
 def report(path: Path, about: str, rows: Sequence[Row], base: str | None, more: Sequence[str] = ()) -> None:
-    """Print the tables of a run, and write them to a file."""
+    """Print the tables of a run, and write them to a file, beside those of other runs."""
     from infinipot_llm.evaluation.tables import NOTE, summary
 
     tables = [summary(rows, base)]
     for name in dict.fromkeys(name for row in rows for name in list(row.get("scores", {}))[1:]):
         tables.append(summary([row for row in rows if name in row.get("scores", {})], base, score=name))
-    write_report(path, about, f"{NOTE}\n\n" + "\n".join([*tables, *more]))
+    write_report(path, f"{about}; run {run_name(rows, base)}", f"{NOTE}\n\n" + "\n".join([*tables, *more]))
 
 
-def write_report(path: Path, about: str, text: str) -> None:
-    """Print what a run came to, and write it to a file."""
+def run_name(rows: Sequence[Row], base: str | None = None) -> str:
+    """Return 8 hex digits that stand for a run: the same settings, arms, cases and base have the same."""
+    from infinipot_llm.evaluation.rows import IDENTITY, digest
+
+    return digest({"rows": [[row[name] for name in IDENTITY] for row in rows], "base": base})[:8]
+
+
+def write_report(path: Path, heading: str, text: str) -> None:
+    """Print what a run came to, and write it to a file, in place of what stands there under this heading."""
     from infinipot_llm.errors import StoreError
 
     click.echo(text)
+    first = f"# {' '.join(heading.split())}"
+    draft = path.with_name(f"{path.name}.new")  # whoever stops this loses no other report
     try:
-        path.write_text(f"# {about}\n\n{text}", encoding="utf-8")
+        there = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
+        sections = [part for part in re.split(r"(?m)^(?=# )", there) if part.strip()]
+        others = [part.strip() for part in sections if part.splitlines()[0] != first]
+        whole = "\n\n".join([*others, f"{first}\n\n{text.strip()}"]) + "\n"
+        draft.write_bytes(whole.encode("utf-8", "surrogateescape"))
+        draft.replace(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error.strerror}): give another place.") from error
 
@@ -209,7 +223,10 @@ class Bench:
 
     def settings(self) -> dict[str, Any]:
         """Return everything beside arm, case and `hidden` that decides an answer, as plain JSON values."""
+        from importlib.metadata import version
+
         from infinipot_llm import __version__
+        from infinipot_llm.evaluation.runs import sources_digest
         from infinipot_llm.memory.saved import fingerprints
 
         config = {k: v for k, v in self.llm.config.to_dict().items() if k not in ("shelf", "policy")}  # arms' own
@@ -222,6 +239,9 @@ class Bench:
             "fingerprints": fingerprints(self.llm.adapter, self.llm.form),
             "prompts": self.prompts,
             "release": __version__,
+            "sources": sources_digest(),
+            "torch": version("torch"),
+            "transformers": version("transformers"),
         }
 
     def run(self, cases: Sequence[Case], **how: Any) -> list[Row]:
@@ -260,7 +280,8 @@ class Bench:
     def count_hits(self, cases: Sequence[Case], prompt_for: Callable[[Case], Prompt]) -> list[Row]:
         """Count hits for every case and arm that has no row yet, and return all rows.
 
-        A context that the model cannot read at once leaves a row with the reason in `refused`.
+        An arm whose budget is too small, and a context that the model cannot read at once, leave rows with the reason
+        in `refused`.
         """
         from infinipot_llm.errors import BudgetError
         from infinipot_llm.evaluation.hits import hit_rates
@@ -280,7 +301,8 @@ class Bench:
             try:
                 found = hit_rates(self.llm, left, case.context, prompt, reserve)
                 values: dict[str, dict[str, Any]] = {
-                    name: {"hits": [asdict(hits) for hits in cycles]} for name, cycles in found.items()
+                    name: {"refused": cycles} if isinstance(cycles, str) else {"hits": [asdict(h) for h in cycles]}
+                    for name, cycles in found.items()
                 }
             except BudgetError as error:
                 values = {arm.name: {"refused": str(error)} for arm in left}

@@ -19,6 +19,8 @@ class Case:
         group: Cases of one source; intervals are clustered by it.
         classes: All labels there are, for classification tasks.
         facts: What else describes the case (length, depth, kind, ...); plain JSON values, copied into its rows.
+        wrong: Answers to questions that were not asked: who tells one of them has not found the right one. Never in
+            rows.
     """
 
     key: str
@@ -29,3 +31,4 @@ class Case:
     group: str
     classes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()

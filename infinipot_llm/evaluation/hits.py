@@ -89,7 +89,9 @@ class WholeContext:
         return self._wanted[tokens_read]
 
 
-def hit_rates(llm: InfiniPot, arms: Sequence[Arm], context: str, prompt: Prompt, reserve: int) -> dict[str, list[Hits]]:
+def hit_rates(
+    llm: InfiniPot, arms: Sequence[Arm], context: str, prompt: Prompt, reserve: int
+) -> dict[str, list[Hits] | str]:
     """Read a context in the bounded loop of each arm, and compare what stays with what should.
 
     Args:
@@ -100,16 +102,26 @@ def hit_rates(llm: InfiniPot, arms: Sequence[Arm], context: str, prompt: Prompt,
         reserve: Slots left free for question and answer.
 
     Returns:
-        For each arm's name one entry per distillation.
+        For each arm's name one entry per distillation, or the sentence why it cannot be run with this budget.
 
     Raises:
         BudgetError: An arm is none of the loop, or the context is longer than the model can read at once.
     """
+    for arm in arms:
+        check_arm(arm)
     judge = WholeContext(llm, context, prompt)
-    cycles = {arm.name: _cycles(llm, arm, judge.text, prompt, reserve) for arm in arms}
+    cycles: dict[str, list[Cycle]] = {}
+    rates: dict[str, list[Hits] | str] = {}
+    for arm in arms:
+        try:
+            cycles[arm.name] = _cycles(llm, arm, judge.text, prompt, reserve)
+        except BudgetError as error:  # of this arm's own settings: the others can be counted
+            rates[arm.name] = str(error)
     for at in sorted({cycle.tokens_read for of_arm in cycles.values() for cycle in of_arm}):
         judge.wanted(at)  # in order: the whole context is read only once
-    return {name: [_hits(cycle, judge.wanted(cycle.tokens_read)) for cycle in found] for name, found in cycles.items()}
+    for name, found in cycles.items():
+        rates[name] = [_hits(cycle, judge.wanted(cycle.tokens_read)) for cycle in found]
+    return {arm.name: rates[arm.name] for arm in arms}
 
 
 def check_arm(arm: Arm) -> None:
@@ -123,7 +135,6 @@ def check_arm(arm: Arm) -> None:
 
 
 def _cycles(llm: InfiniPot, arm: Arm, text: TokenizedText, prompt: Prompt, reserve: int) -> list[Cycle]:
-    check_arm(arm)
     config: PotConfig = replace(llm.config, policy=arm.policy, **dict(arm.changes))
     cycles: list[Cycle] = []
     with llm.adapter.lock:

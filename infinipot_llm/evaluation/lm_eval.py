@@ -27,8 +27,9 @@ of a single line, the longest that begins with a word. With a chat template, doc
 last message of the user; what stands before it (examples as turns of their own) is never dropped, and counts in the
 budget.
 
-Decoding is greedy, one request at a time. Only tasks that generate text can be run: a likelihood (`loglikelihood`,
-multiple choice, perplexity) is that of a whole request, and is refused.
+Decoding is greedy, one request at a time; the lengths of all requests are checked before the first is read. Only tasks
+that generate text can be run: a likelihood (`loglikelihood`, multiple choice, perplexity) is that of a whole request,
+and is refused.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -57,9 +59,12 @@ except ImportError as missing:
     raise ModelError(_SENTENCE) from missing
 
 from infinipot_llm.answering.prompt import Prompt, leading_ids
+from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.evaluation.arms import Examinee, parse_arm
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
+from infinipot_llm.pot.plan import plan
+from infinipot_llm.pot.policies import make_policy
 
 QUESTION_WORDS = 4
 """A question holds at least so many words: "Answer:" alone is none. A character of Chinese or Japanese is a word."""
@@ -241,19 +246,20 @@ class InfiniPotLM(LM):  # type: ignore[misc,unused-ignore]
             InfiniPotError: A request cannot be answered; the sentence says why.
         """
         parts = [self._parts(request.args[0]) for request in requests]
+        settings = [_settings(request.args[1]) for request in requests]
+        self._check_lengths([(*part, longest) for part, (longest, _) in zip(parts, settings, strict=True)])
         turns: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         for index, (context, prompt) in enumerate(parts):
             turns.setdefault((context, prompt.before), []).append(index)
         order = [index for turn in turns.values() for index in turn]
         answers = [""] * len(requests)
         for index in tqdm(order, desc="Running generate_until requests", disable=disable_tqdm):
-            (context, prompt), args = parts[index], requests[index].args
-            longest, stop = _settings(args[1])
+            (context, prompt), (longest, stop) = parts[index], settings[index]
             outcome = self._examinee.answer(
                 self._arm, context, prompt, max_new_tokens=longest, stop=stop, hidden=self._hidden
             )
             answers[index] = outcome.text
-            self.cache_hook.add_partial("generate_until", args, outcome.text)
+            self.cache_hook.add_partial("generate_until", requests[index].args, outcome.text)
         return answers
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -277,6 +283,47 @@ class InfiniPotLM(LM):  # type: ignore[misc,unused-ignore]
             "the model infinipot gives no likelihoods (perplexity): choose tasks that generate, with output_type "
             "generate_until."
         )
+
+    def _check_lengths(self, asked: Sequence[tuple[str, Prompt, int]]) -> None:
+        """Refuse a run whose arm cannot read or answer one of the requests, before hours are spent on the others.
+
+        Args:
+            asked: Document, tokens around it and longest answer, of every request.
+
+        Raises:
+            BudgetError: A request is beyond the trained window, where everything is read at once, or beyond the budget.
+        """
+        arm, llm = self._arm, self._llm
+        config = replace(llm.config, policy=arm.policy, **dict(arm.changes))
+        recalls = arm.name.partition(":")[0] == "recall"
+        catalyses = make_policy(config).needs.catalyst and arm.own is None and not recalls
+        known = arm.wants_question and not self._hidden
+        lengths: dict[str, tuple[int, int]] = {}  # of a document, and of the longest generic question about it
+        slots = []
+        for context, prompt, longest in asked:
+            if context not in lengths:
+                document = Document.from_text(context)
+                generic = llm.generic_questions([document]) if catalyses and not known else ()
+                catalyst = max((len(llm.form.question(question)) for question in generic), default=0)
+                lengths[context] = len(llm.form.codec.document([document])), catalyst
+            tokens, catalyst = lengths[context]
+            before, reserve = len(prompt.before), max(config.question_tokens, len(prompt.behind)) + longest
+            slots.append(before + tokens + reserve)
+            if recalls and before + len(prompt.behind) + longest >= config.budget:
+                raise BudgetError(
+                    f"a question of {before + len(prompt.behind)} tokens and its answer of {longest} leave no room for "
+                    f"passages in a budget of {config.budget}: choose a larger budget."
+                )
+            if arm.policy != "full" and not recalls:
+                asks = len(prompt.behind) if catalyses and known else catalyst
+                plan(config, llm.adapter.window, tokens, before, asks, reserve)
+        if (arm.policy == "full" or arm.own == "whole") and max(slots, default=0) > llm.adapter.window:
+            beyond = sum(needed > llm.adapter.window for needed in slots)
+            raise BudgetError(
+                f"{arm.name} reads everything at once, and {beyond} of {len(slots)} requests are beyond the "
+                f"{llm.adapter.window} positions that the model was trained on (the longest needs {max(slots)}): "
+                "choose tasks with shorter documents, or an arm that drops while reading."
+            )
 
     def _parts(self, text: str) -> tuple[str, Prompt]:
         """Divide a request into its document and the tokens around it."""

@@ -8,7 +8,8 @@ Hay and needles are generated (hay.py): nothing in them can have been learnt, an
     several     four facts of one town, spread from the depth on to the end: a quarter of a point for each
     key-value   a line of a long register whose lines all look alike: the hard one
 
-Facts of the same form on other towns stand around every needle, so that its form alone does not give it away.
+Facts of the same form on other towns stand around every needle, so that its form alone does not give it away. Where
+one value is asked for, an answer that tells one of theirs too is wrong: whoever tells everything has found nothing.
 """
 
 from __future__ import annotations
@@ -141,15 +142,21 @@ def score(case: Case, answer: str) -> float:
     """Return the share of a case's values that an answer tells, 0 to 1.
 
     A number counts with or without separators between its thousands, and not as part of a longer one; anything else
-    in whole words, whatever the case of its letters.
+    in whole words, whatever the case of its letters, and in a sentence also in the plural. An answer that tells a
+    value of another town (`Case.wrong`) is worth nothing.
     """
     text = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
     numbers = _numbers(text)
-    told = [
-        re.sub("[^0-9]", "", value) in numbers if _WHOLE.fullmatch(value) else _holds(text, value)
-        for value in case.references
-    ]
-    return sum(told) / len(told)
+    ending = "s?" if case.task == "needle-sentence" else ""
+
+    def tells(value: str) -> bool:
+        if _WHOLE.fullmatch(value):
+            return re.sub("[^0-9]", "", value) in numbers
+        return value.casefold() in text and _holds(text, value, ending)
+
+    if any(tells(value) for value in case.wrong):
+        return 0.0
+    return sum(tells(value) for value in case.references) / len(case.references)
 
 
 def prompt_for(form: PromptForm, case: Case) -> Prompt:
@@ -167,7 +174,8 @@ class _Fact:
     needles: tuple[str, ...]
     question: str
     values: tuple[str, ...]
-    decoy: Callable[[], str]
+    decoy: Callable[[], tuple[str, str]]
+    """Returns a sentence, and the value that it tells."""
     avoid: frozenset[str]
     """Towns and people that the hay must not tell of."""
 
@@ -175,7 +183,7 @@ class _Fact:
 def _case(kind: str, length: int, depth: int, number: int, seed: int, codec: TextCodec) -> Case:
     rng = random.Random(f"{seed} {kind} {length} {depth} {number}")  # noqa: S311 -- repeatable, guards no secret
     fact = _FACTS[kind](rng)
-    context, tokens = _context(rng, fact, kind, length, depth, codec)
+    context, tokens, others = _context(rng, fact, kind, length, depth, codec)
     position = context.index(fact.needles[0]) / len(context)
     digest = hashlib.sha256(f"{context}\n{fact.question}".encode()).hexdigest()[:8]
     key = f"needle-{kind}-{length}-{depth}-{number}-{digest}"
@@ -183,16 +191,25 @@ def _case(kind: str, length: int, depth: int, number: int, seed: int, codec: Tex
         "kind": kind, "length": length, "depth": depth, "number": number, "seed": seed,
         "tokens": tokens, "position": round(position, 4),
     }  # fmt: skip
-    return Case(key, context, fact.question, fact.values, f"needle-{kind}", key, facts=facts)
+    wrong = others if len(fact.values) == 1 else ()
+    return Case(key, context, fact.question, fact.values, f"needle-{kind}", key, facts=facts, wrong=wrong)
 
 
-def _context(rng: random.Random, fact: _Fact, kind: str, length: int, depth: int, codec: TextCodec) -> tuple[str, int]:
-    """Lay the needles into as much hay as makes `length` tokens; return the text and its tokens."""
+def _context(
+    rng: random.Random, fact: _Fact, kind: str, length: int, depth: int, codec: TextCodec
+) -> tuple[str, int, tuple[str, ...]]:
+    """Lay the needles into as much hay as makes `length` tokens; return the text, its tokens, the values of decoys."""
+    drawn: dict[str, str] = {}
 
     def count(text: str) -> int:
         return len(codec.untrusted(text))
 
-    decoys = [fact.decoy() for _ in range(min(24, max(2, length // 400)))]
+    def decoy() -> str:
+        text, value = fact.decoy()
+        drawn[text] = value
+        return text
+
+    decoys = [decoy() for _ in range(min(24, max(2, length // 400)))]
     hall = rng.choice(hay.HOUSES)
     items = [*(f"a {thing}" for thing in hay.THINGS), *(f"some {fruit}" for fruit in hay.FRUIT)]
     rng.shuffle(items)
@@ -206,7 +223,7 @@ def _context(rng: random.Random, fact: _Fact, kind: str, length: int, depth: int
         least = int(fixed / _ROOM) + 1
         raise BudgetError(f"a context of {length} tokens has no room for a needle ({kind}): give at least {least}.")
     register = kind == "key-value"
-    source = _register(fact) if register else hay.paragraphs(rng, fact.avoid)
+    source = _register(decoy) if register else hay.paragraphs(rng, fact.avoid)
 
     def text_of(paragraphs: list[list[str]]) -> str:
         return "\n\n".join(("\n" if register else " ").join(sentences) for sentences in paragraphs)
@@ -215,19 +232,20 @@ def _context(rng: random.Random, fact: _Fact, kind: str, length: int, depth: int
     last = [inventory()]
     paragraphs.append(last)
     _scatter(rng, paragraphs, decoys, fact.needles, depth)
+    others = tuple(drawn[sentence] for sentences in paragraphs for sentence in sentences if sentence in drawn)
     for _ in range(8):
         last[0] = inventory()
         text = text_of(paragraphs)
         tokens = count(text)
         if abs(length - tokens) <= TOLERANCE // 2:
-            return text, tokens
+            return text, tokens, others
         missing = length - tokens
         while missing > 0 and named < len(items) and (cost := count(f", {items[named]}")) < 2 * missing:
             missing, named = missing - cost, named + 1
         while missing < 0 and named > 2 and (cost := count(f", {items[named - 1]}")) < -2 * missing:
             missing, named = missing + cost, named - 1
     if abs(length - tokens) <= TOLERANCE:
-        return text, tokens
+        return text, tokens, others
     raise ModelError("this tokenizer counts so unevenly that no context of a given length can be made for it.")
 
 
@@ -303,7 +321,7 @@ def _custom_fact(rng: random.Random) -> _Fact:
         return f"{does} {thing} {stands} {spot}"
 
     fact = _about_towns(rng, statement, question, (f"{deed} {what} {at} {where}",), other)
-    return replace(fact, values=(what, where))
+    return replace(fact, values=(what, where.removeprefix("the ")))  # "beside marble fountain" is as good
 
 
 def _register_fact(rng: random.Random) -> _Fact:
@@ -321,7 +339,12 @@ def _register_fact(rng: random.Random) -> _Fact:
     draw = _different(lambda: str(rng.randint(100_000, 9_999_999)))
     value = draw()
     question = f"Which number stands behind {key}?"
-    return _Fact((f"{key}: {value}",), question, (value,), lambda: f"{keys()}: {draw()}", frozenset())
+
+    def line() -> tuple[str, str]:
+        other, behind = keys(), draw()
+        return f"{other}: {behind}", behind
+
+    return _Fact((f"{key}: {value}",), question, (value,), line, frozenset())
 
 
 def _about_towns(
@@ -336,10 +359,12 @@ def _about_towns(
     towns = _different(lambda: rng.choice(hay.TOWNS))
     town = towns()
     needles = tuple(statement.format(town=town, value=value) for value in values)
-    avoid = frozenset((town, *people))
-    return _Fact(
-        needles, question.format(town=town), values, lambda: statement.format(town=towns(), value=draw()), avoid
-    )
+
+    def decoy() -> tuple[str, str]:
+        other, value = towns(), draw()
+        return statement.format(town=other, value=value), value
+
+    return _Fact(needles, question.format(town=town), values, decoy, frozenset((town, *people)))
 
 
 def _different(draw: Callable[[], str], *taken: str) -> Callable[[], str]:
@@ -355,10 +380,10 @@ def _different(draw: Callable[[], str], *taken: str) -> Callable[[], str]:
     return drawn
 
 
-def _register(fact: _Fact) -> Iterator[list[str]]:
+def _register(line: Callable[[], str]) -> Iterator[list[str]]:
     """Yield blocks of lines, like those around them in everything but key and value."""
     for _ in range(60_000 // _LINES):  # there are more than a million keys
-        yield [fact.decoy() for _ in range(_LINES)]
+        yield [line() for _ in range(_LINES)]
 
 
 _FACTS: dict[str, Callable[[random.Random], _Fact]] = {
@@ -385,6 +410,6 @@ def _numbers(text: str) -> set[str]:
     return found
 
 
-def _holds(text: str, value: str) -> bool:
-    wanted = re.escape(value.casefold())
+def _holds(text: str, value: str, ending: str) -> bool:
+    wanted = re.escape(value.casefold()) + ending
     return re.search(rf"(?<![^\W_])(?<![^\W_]-){wanted}(?![^\W_])(?!-[^\W_])", text) is not None

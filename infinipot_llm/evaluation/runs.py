@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from infinipot_llm.errors import BudgetError, QuestionError
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from infinipot_llm.evaluation.arms import Arm, Outcome
 
 Score: TypeAlias = Callable[[Case, str], "float | Mapping[str, float]"]
+
+ROOMS = ("pot", "models", "answering", "memory", "evaluation")
+"""Packages whose sources decide what is answered, and what an answer is worth."""
+
+SHOWN_BY = ("tables.py", "statistics.py", "heatmap.py", "lm_eval.py")
+"""Files of evaluation/ that only show what was found, or have no rows."""
 
 
 class Examined(Protocol):
@@ -66,6 +74,20 @@ class Step:
 def settings_digest(settings: Mapping[str, Any], hidden: bool) -> str:
     """Return what stands in the rows of a run as `settings`."""
     return digest({**settings, "hidden": hidden})
+
+
+def sources_digest(package: Path = Path(__file__).parents[1]) -> str:
+    """Return 16 hex digits that stand for the code that answers: rows of before and after an edit are two runs.
+
+    Args:
+        package: Folder of infinipot_llm.
+    """
+    found = hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (package / room).rglob("*.py")):
+        if path.parent != package / "evaluation" or path.name not in SHOWN_BY:
+            source = path.read_bytes()
+            found.update(f"{path.relative_to(package).as_posix()}\n{len(source)}\n".encode() + source)
+    return found.hexdigest()[:16]
 
 
 def plan_readings(
@@ -122,7 +144,8 @@ def run(
         arms: Who is asked.
         rows: Where rows are looked for and added.
         settings: Plain JSON values: everything beside arm and case that decides an answer. `model`, `dtype` and
-            `budget` are copied into the rows, a digest of all stands in `settings`.
+            `budget` are copied into the rows, a digest of all stands in `settings`. Rows also say whether the arm had
+            `seen` the question while reading.
         prompt_for: Returns the prompt of a case.
         score: Returns what an answer to a case is worth, from 0 to 1; several figures by name where there are several,
             the one that counts first.
@@ -147,7 +170,9 @@ def run(
     for reading in readings:
         for case in reading.cases:
             identity = {"arm": reading.arm.name, "key": case.key, "settings": which}
-            about = {"task": case.task, "group": case.group, "facts": case.facts, "hidden": hidden, **common}
+            seen = reading.arm.wants_question and not hidden
+            about = {"task": case.task, "group": case.group, "facts": case.facts, "hidden": hidden, "seen": seen}
+            about |= common
             try:
                 outcome = examinee.answer(
                     reading.arm,

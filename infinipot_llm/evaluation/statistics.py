@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LEAST_GROUPS = 6
+"""So many sources a comparison needs: of five, all in favour of one method happen by chance in 6 of 100 cases."""
+
 
 def paired(
     a: ArrayLike, b: ArrayLike, groups: Sequence[str], resamples: int = 10_000, seed: int = 0
@@ -14,7 +17,8 @@ def paired(
     """Compare two methods on the same questions: the mean of a - b, and its 95 % percentile interval.
 
     Whole groups are drawn with replacement (cluster bootstrap), as questions of one article are not independent. Below
-    about 20 groups such intervals are somewhat too narrow; with a single group they are not a number.
+    about 20 groups such intervals are somewhat too narrow. Of fewer than `LEAST_GROUPS` groups there is none (nan): not
+    even an exact sign test could tell the methods apart at 5 %, whatever the scores.
 
     Args:
         a: [n] scores of a method, one per question.
@@ -24,7 +28,10 @@ def paired(
         seed: Of the draws: same input, same interval.
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    return float(difference.mean()), *_bootstrap(difference, groups, resamples, seed)
+    interval = _bootstrap(difference, groups, resamples, seed)
+    if len(set(groups)) < LEAST_GROUPS:
+        interval = float("nan"), float("nan")
+    return float(difference.mean()), *interval
 
 
 def share(

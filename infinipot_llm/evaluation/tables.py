@@ -8,12 +8,13 @@ from statistics import median
 from typing import Any
 
 from infinipot_llm.evaluation.rows import Row
-from infinipot_llm.evaluation.statistics import paired, share
+from infinipot_llm.evaluation.statistics import LEAST_GROUPS, paired, share
 
 NOTE = (
-    "Intervals are 95 % intervals, clustered by source, each for itself. A tie is a difference whose interval holds 0; "
-    "it is taken on the cases that both arms could be run on. Seconds and slots are medians; reading that served "
-    "several questions counts once."
+    "Intervals are 95 % intervals, clustered by source, each for itself. A tie is a difference whose interval holds 0, "
+    f"or one between fewer than {LEAST_GROUPS} sources, which cannot show any; it is taken on the cases that both arms "
+    "could be run on. Question: whether the arm had seen it while reading; compare methods among those that had, or "
+    "among those that had not. Seconds and slots are medians; reading that served several questions counts once."
 )
 """What a reader of the tables must know."""
 
@@ -35,8 +36,8 @@ def summary(rows: Sequence[Row], base: str | None = None, *, score: str | None =
         base = "full" if "full" in able else (able or arms)[0]
     tasks = _distinct(row["task"] for row in rows)
     lines = [
-        f"| task | arm | n | refused | {score or 'score'} | minus {base} | read, s | answer, s | slots |",
-        "|---|---|---:|---:|---|---|---:|---:|---:|",
+        f"| task | arm | question | n | refused | {score or 'score'} | minus {base} | read, s | answer, s | slots |",
+        "|---|---|---|---:|---:|---|---|---:|---:|---:|",
     ]
     for task in [*tasks, None] if len(tasks) > 1 else tasks:
         of_task = [row for row in rows if task in (row["task"], None)]
@@ -63,10 +64,13 @@ def grid(rows: Iterable[Row], arm: str) -> str:
 
 
 def hit_table(rows: Sequence[Row]) -> str:
-    """Return the hit rates of every arm after the first, the middle and the last distillation of each context."""
+    """Return the hit rates of every arm after the first, the middle and the last distillation of each context.
+
+    Contexts that fit into the budget whole, so that nothing was distilled, have no rates: they are counted as `whole`.
+    """
     lines = [
-        "| arm | n | refused | after the first cycle | halfway | after the last | chance | cycles |",
-        "|---|---:|---:|---|---|---|---:|---:|",
+        "| arm | n | refused | after the first cycle | halfway | after the last | chance | cycles | whole |",
+        "|---|---:|---:|---|---|---|---:|---:|---:|",
     ]
     for arm in _distinct(row["arm"] for row in rows):
         of_arm = [row for row in rows if row["arm"] == arm]
@@ -78,7 +82,9 @@ def hit_table(rows: Sequence[Row]) -> str:
             cells = [_interval("{:.3f}", *share([hits["rate"] for hits in found], groups)) for found in places]
             cells += [_median([hits["chance"] for hits in places[-1]], "{:.3f}")]
             cells += [_median([len(row["hits"]) for row in some], "{:.0f}")]
-        lines.append(f"| {arm} | {len(some)} | {len(of_arm) - len(some) or ''} | " + " | ".join(cells) + " |")
+        refused = sum("refused" in row for row in of_arm)
+        cells += [str(len(of_arm) - len(some) - refused or "")]
+        lines.append(f"| {arm} | {len(some)} | {refused or ''} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -123,7 +129,9 @@ def _line(task: str, arm: str, rows: Sequence[Row], against: dict[str, Row], sco
     reads = [row["read_seconds"] for row in scored if row["read_seconds"] > 0]
     answers, slots = [row["answer_seconds"] for row in scored], [row["slots"] for row in scored]
     numbers = [_median(reads, "{:.1f}"), _median(answers, "{:.2f}"), _median(slots, "{:,.0f}")]
-    return f"| {task} | {arm} | {len(scored)} | {refused or ''} | {mean} | {difference} | " + " | ".join(numbers) + " |"
+    known = " and ".join(_distinct("seen" if row["seen"] else "not seen" for row in rows))
+    cells = [task, arm, known, str(len(scored)), str(refused or ""), mean, difference, *numbers]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _score(row: Row, name: str | None) -> Any:
@@ -131,7 +139,7 @@ def _score(row: Row, name: str | None) -> Any:
 
 
 def _interval(form: str, mean: float, low: float, high: float) -> str:
-    """Write a mean with its interval; a single source has none."""
+    """Write a mean with its interval; too few sources have none."""
     between = "no interval" if math.isnan(low) else f"{form.format(low)}, {form.format(high)}"
     return f"{form.format(mean)} [{between}]"
 
@@ -139,7 +147,7 @@ def _interval(form: str, mean: float, low: float, high: float) -> str:
 def _difference(mean: float, low: float, high: float, cases: int | None) -> str:
     """Write a difference, whether it is one, and on how many cases it was taken where these are not all."""
     some = "" if cases is None else f", {cases} cases"
-    tie = ", tie" if low <= 0 <= high else ""
+    tie = ", tie" if math.isnan(low) or low <= 0 <= high else ""
     return _interval("{:+.3f}", mean, low, high) + tie + some
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
@@ -20,10 +22,12 @@ from transformers import PreTrainedModel
 from infinipot_llm import InfiniPot
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.cli import cli
+from infinipot_llm.cli.bench import bench
 from infinipot_llm.errors import BudgetError, ModelError
 from infinipot_llm.evaluation.arms import Examinee, parse_arm
 from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.runs import run
+from infinipot_llm.pot.policies.expected_attention import EPSILON
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 
@@ -119,6 +123,24 @@ def test_presses_that_look_at_no_question_are_never_told_it(
     assert [(r["press"], r["known"]) for r in requests(tmp_path)] == [(p, p in LOOKS) for p in peers.PRESSES]
 
 
+def test_presses_look_at_what_our_arms_look_at(
+    tiny_llm: InfiniPot, fake: Callable[..., Kvpress], tmp_path: Path
+) -> None:
+    """And judge by the same numbers."""
+    peer, prompt = Peer(fake(), tiny_llm.form, tiny_llm.config), prompt_of(tiny_llm, "When?")
+    for press in ("snapkv", "tova", "expected-attention", "streaming", "keydiff"):
+        peer.answer(peer_arm(press, hidden=False), CONTEXT, prompt, max_new_tokens=4)
+        assert requests(tmp_path)[-1]["known"] is parse_arm(f"own:{press}").wants_question, press
+    library = MagicMock()
+    with patch.dict(sys.modules, {"kvpress": library}), patch.dict(os.environ):
+        worker = importlib.import_module("kvpress_worker")
+        del sys.modules["kvpress_worker"]
+    for press in ("expected-attention", "ada-expected-attention"):
+        worker.PRESSES[press]()
+        library.ExpectedAttentionPress.assert_called_once_with(epsilon=EPSILON)
+        library.reset_mock()
+
+
 def test_answers_are_cut_as_ours_are(tiny_llm: InfiniPot, fake: Callable[..., Kvpress]) -> None:
     peer, prompt = Peer(fake(), tiny_llm.form, tiny_llm.config), prompt_of(tiny_llm, "When?")
 
@@ -201,7 +223,7 @@ def ours_and_theirs(folder: Path, command: str, arguments: list[str], kvpress: K
         done = CliRunner().invoke(peers.main, [*same, "--python", "p", "--presses", "none"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     table = (folder / f"{command}-peers.md").read_text()
-    assert re.search(r"\| streaming \|.*\n\| .* \| kvpress:none \|", table)
+    assert re.search(r"\| streaming \| not seen \|.*\n\| .* \| kvpress:none \| not seen \|", table)
     return [json.loads(line) for line in (folder / f"{command}.jsonl").read_text().splitlines()]
 
 
@@ -217,7 +239,14 @@ def test_one_table_shows_ours_and_theirs(word_model: Path, fake: Callable[..., K
         assert [row["arm"] for row in rows] == ["streaming"] * many + ["kvpress:none"] * many
         for name in ("key", "settings", "group", "slots", "model", "dtype", "budget", "context_tokens"):
             assert [row[name] for row in ours] == [row[name] for row in theirs], name
+        assert not any(row["seen"] for row in rows)
     assert theirs[0]["score"] > 0
+
+
+@pytest.mark.parametrize("command", ["needle", "qa"])
+def test_it_has_no_options_beside_those_of_infinipot_bench_and_its_own(command: str) -> None:
+    theirs = {option.name for option in peers.main.commands[command].params}
+    assert theirs - {option.name for option in bench.commands[command].params} == {"keep", "presses", "python"}
 
 
 def test_an_environment_is_made_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -231,7 +260,7 @@ def test_an_environment_is_made_in_a_folder_of_its_own(tmp_path: Path) -> None:
 
 UNKNOWN = ["random", "streaming", "tova", "keydiff", "block-keydiff", "snapkv", "ada-snapkv", "expected-attention",
            "ada-expected-attention", "kvzip"]  # fmt: skip
-KNOWN = ["snapkv", "ada-snapkv", "finch"]
+KNOWN = ["snapkv", "ada-snapkv", "tova", "finch"]
 MASKS = {"ada-snapkv", "ada-expected-attention", "kvzip"}
 
 

@@ -31,7 +31,8 @@ from rag_questions import Question, first_number, pages_found, score
 ROWS = [json.loads(line) for line in rag_questions.HARD.read_text(encoding="utf-8").splitlines()]
 LEAST = {"two-places": 8, "list": 6, "count": 6, "summary": 4}
 TOLD_BY_ROWS = {
-    "questions", "arm", "number", "kind", "score", "found", "words", "seconds", "build_seconds", "bytes",
+    "questions", "model", "dtype", "threads", "arm", "number", "kind", "score", "found", "words", "seconds",
+    "build_seconds", "bytes",
 }  # fmt: skip
 
 
@@ -182,7 +183,9 @@ def test_every_arm_is_asked_every_kind_once_and_rows_tell_no_text(
 
     rows = rag.read_rows(out)
     assert all(set(row) <= TOLD_BY_ROWS for row in rows)
-    assert all(isinstance(v, (int, float)) or k in ("questions", "arm", "kind") for row in rows for k, v in row.items())
+    told = {"questions", "model", "dtype", "arm", "kind"}
+    assert all(isinstance(v, (int, float)) or k in told for row in rows for k, v in row.items())
+    assert {(row["model"], row["dtype"], row["threads"]) for row in rows} == {(word_model.name, "auto", 1)}
     asked = [(row["arm"], row["kind"]) for row in rows if "number" in row]
     assert sorted(asked) == sorted((arm, kind) for arm in arms for kind in LEAST)
     assert all(0.0 <= row["score"] <= 1.0 and 0.0 <= row["found"] <= 1.0 for row in rows if "number" in row)
@@ -191,12 +194,17 @@ def test_every_arm_is_asked_every_kind_once_and_rows_tell_no_text(
     before = out.read_text()
     rag.main([*ask, "--arms", "ours,bm25"])
     assert out.read_text() == before  # what is there is not asked again
+    rag.main([*ask, "--arms", "bm25", "--dtype", "float32"])
+    more = rag.read_rows(out)[len(rows) :]
+    assert sorted(row["kind"] for row in more if "number" in row) == sorted(LEAST)  # but of another dtype it is
+    assert {row["dtype"] for row in more} == {"float32"}
 
     capsys.readouterr()
     rag.main(["report", "--out", str(out)])
     table = capsys.readouterr().out
     assert all(f"| {kind} | {arm} | 1 |" in table for arm in arms for kind in LEAST)
     assert "Questions: pages" not in table
+    assert table.count(f"Questions: hard; {word_model.name}, ") == 2
 
 
 def test_report_compares_scores_by_kind(capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +218,7 @@ def test_report_compares_scores_by_kind(capsys: pytest.CaptureFixture[str]) -> N
     rag.report([*built, *ours, *bm25])
     told = capsys.readouterr().out
     assert "| list | ours | 2 | 0.750 [0.50, 1.00] |  | 0.50 | 9 | 2.0 |" in told
-    assert "| list | bm25 | 2 | 0.250 [0.00, 0.50] | +0.500 [+0.500, +0.500] |" in told
+    assert "| list | bm25 | 2 | 0.250 [0.00, 0.50] | +0.500 [no interval] |" in told
     assert "| count | bm25 | 1 | 0.000 [0.00, 0.79] | +1.000 " in told
     assert "| ours | 1.5 | 2.0 |" in told
 

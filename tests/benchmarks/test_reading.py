@@ -20,7 +20,6 @@ from infinipot_llm.models.text import TextCodec
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 
-import gpu_reading
 import reading
 import reading_report
 import reading_tools
@@ -294,11 +293,20 @@ def test_variants_change_one_thing_each() -> None:
         assert sum(getattr(other, f) != getattr(base, f) for f in ("dtype", "threads", "chunk", "change")) <= 1
 
 
+def test_stamps_end_no_answer() -> None:
+    scores = torch.zeros(1, 4)
+    ending, free = reading_tools.Stamps([1, 3]), reading_tools.Stamps()
+    assert ending(torch.zeros(1, 1), scores).isinf().tolist() == [[False, True, False, True]]
+    assert free(torch.zeros(1, 1), scores) is scores
+    assert len(ending.times) == len(free.times) == 1
+    assert ending.between == []
+
+
 # --- the command ---
 
 
 def test_commands_in_fresh_processes_are_resumable(
-    word_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "rows.jsonl"
     given = ["--model", str(word_model), "--dtype", "float32", "--threads", "1", "--budget", "512", "--new", "4"]
@@ -310,13 +318,23 @@ def test_commands_in_fresh_processes_are_resumable(
     first = out.read_text()
     reading.main([*commands[1], *given])
     assert out.read_text() == first  # nothing was measured twice
+    other = tmp_path / "other.md"
+    other.write_text("The mill at Arden burned down in 1874. " * 40)
+    reading.main([*commands[2], *given, "--document", str(other)])
+    monkeypatch.setattr(reading, "__version__", "0.0")
+    reading.main([*commands[2], *given])
+    decoded = [row for row in reading_tools.load_rows(out) if row["measured"] == "decode"]
+    assert len(decoded) == 3  # another document, and another release
+    assert len({(row["document"], row["release"]) for row in decoded}) == 3
+    assert len({reading_report.heading(row) for row in decoded}) == 3
     rows = [json.loads(line) for line in first.splitlines()]
     assert [r["measured"] for r in rows] == ["start", *["speed"] * 2, "decode", "full", *["cheap"] * 2, "batch"]
+    assert all((r["device"], r["document"].split()[0]) == ("cpu", "hollin_valley.md") for r in rows)
     assert all(r["cpu"] and r["cores"] and r["torch"] and r["transformers"] and r["dtype"] == "float32" for r in rows)
     capsys.readouterr()
     reading.main(["report", "--out", str(out)])
     page = capsys.readouterr().out
-    assert sum(line.startswith("| ---") for line in page.splitlines()) == 6
+    assert sum(line.startswith("| ---") for line in page.splitlines()) == 6 + 2
     assert str(word_model) not in first
 
 
@@ -347,38 +365,12 @@ def test_rows_of_other_settings_are_measured(tmp_path: Path) -> None:
     assert [r["value"] for r in reading_tools.load_rows(out)] == [1, 2]
 
 
-def test_users_mistakes_are_sentences(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_mistakes_are_sentences(subject: Subject) -> None:
     with pytest.raises(SystemExit, match="whole cycles: give more --tokens"):
         reading.flat_speed(subject, 100)
     with pytest.raises(SystemExit, match="has no room"):
         reading.decoding(subject, new=400, rounds=1)
     with pytest.raises(SystemExit, match="needs --out"):
         reading.main(["report"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="no CUDA device"):
-        gpu_reading.main([])
-
-
-# --- the GPU script, on a CPU ---
-
-
-def test_the_gpu_script_runs_tiny_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
-    gpu_reading.main(["--device", "cpu", "--tiny", "--tokens", "3000", "--budgets", "600", "--new", "4"])
-    row = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert row["reading"]["tokens"] == 3000
-    assert len(row["reading"]["tokens_per_second_over_time"]) >= 10
-    assert 0 < row["share_of_limit"] < 1
-    assert row["peak_above_weights_mb"] is row["waiting"]["waits"] is None
-    assert row["decoding"]["tokens"] == 3
-
-
-def test_operations_are_those_of_the_model() -> None:
-    adapter = Adapter(tiny_model("llama", **SIZE, num_key_value_heads=2, head_dim=8))
-    count = gpu_reading.Operations(adapter)
-    count.forward(1, 10)
-    projections = 32 * 32 + 2 * 32 * 16 + 32 * 32  # q, k and v, o
-    assert count.total == 2 * (2 * (projections + 3 * 32 * 32) + 4 * 10 * 4 * 8)
-    before = count.total
-    count.forward(3, 3)  # they see 1, 2 and 3 slots
-    assert count.total - before == 3 * 2 * 2 * (projections + 3 * 32 * 32) + 2 * 4 * 6 * 4 * 8
-    adapter.close()
+    with pytest.raises(SystemExit, match=r"there is no document nothing\.md"):
+        reading.main(["decode", "--document", "nothing.md"])

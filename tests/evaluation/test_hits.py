@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from conftest import byte_tokenizer, tiny_model
 
 from infinipot_llm import InfiniPot, PotConfig
 from infinipot_llm.answering.prompt import Prompt
+from infinipot_llm.cli.comparing import Bench
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.evaluation.arms import parse_arm
+from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.hits import WholeContext, hit_rates
+from infinipot_llm.evaluation.rows import Rows
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.catalyst import attention_received
@@ -38,6 +42,7 @@ def test_the_first_distillation_by_the_prompt_alone_hits_everything(llm: InfiniP
     """Nothing was dropped before it, so the pot is the whole context; later ones have lost something."""
     exact = "infinipot:novelty_share=0:neighbours=0"
     found = hit_rates(llm, [parse_arm(exact)], TEXT, prompt, RESERVE)[exact]
+    assert isinstance(found, list)
     assert len(found) > 2
     assert found[0].rate == 1.0
     assert all(0.0 < hits.rate < 1.0 for hits in found[1:])
@@ -67,6 +72,8 @@ def test_what_is_wanted_is_the_attention_over_everything_read(llm: InfiniPot, pr
 def test_streaming_hits_what_is_wanted_of_the_latest_tokens(llm: InfiniPot, prompt: Prompt) -> None:
     found = hit_rates(llm, [parse_arm("streaming"), parse_arm("random")], TEXT, prompt, RESERVE)
     judge = WholeContext(llm, TEXT, prompt)
+    assert isinstance(found["streaming"], list)
+    assert isinstance(found["random"], list)
     for hits in found["streaming"]:
         wanted = judge.wanted(hits.tokens_read)
         rates = []
@@ -77,6 +84,29 @@ def test_streaming_hits_what_is_wanted_of_the_latest_tokens(llm: InfiniPot, prom
         assert hits.rate == pytest.approx(sum(rates) / len(rates), abs=1e-6)
     for hits in found["random"]:
         assert hits.rate == pytest.approx(hits.chance, abs=0.12)
+
+
+def test_an_arm_without_room_spoils_no_other(llm: InfiniPot, prompt: Prompt) -> None:
+    names = ["streaming", "streaming:budget=160", "random"]
+    found = hit_rates(llm, [parse_arm(name) for name in names], TEXT, prompt, RESERVE)
+    assert list(found) == names
+    assert str(found[names[1]]).startswith("a budget of 160 has no room for prompt")
+    for name in ("streaming", "random"):
+        assert len(found[name]) > 2
+        assert found[name] == hit_rates(llm, [parse_arm(name)], TEXT, prompt, RESERVE)[name]
+    whole = hit_rates(llm, [parse_arm("streaming:budget=2000")], TEXT, prompt, RESERVE)
+    assert whole == {"streaming:budget=2000": []}  # nothing had to go
+
+
+def test_the_row_of_an_arm_without_room_says_why(llm: InfiniPot, prompt: Prompt, tmp_path: Path) -> None:
+    arms = [parse_arm("streaming"), parse_arm("streaming:budget=90")]
+    with Rows(tmp_path / "hit-rate.jsonl") as rows:
+        bench = Bench(llm, arms, rows, {"model": "tiny", "hidden": False, "out": tmp_path})
+        case = Case("one", TEXT, "Which mill?", ("none",), "qa", "source")
+        counted, refused = bench.count_hits([case], lambda case: prompt)
+    assert len(counted["hits"]) > 2
+    assert "refused" not in counted
+    assert refused["refused"].startswith("a budget of 90 has no room")
 
 
 def test_what_has_no_cycles_or_is_too_long_is_refused(llm: InfiniPot, prompt: Prompt) -> None:

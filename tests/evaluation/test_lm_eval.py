@@ -208,6 +208,39 @@ def test_settings_that_are_not_greedy_are_refused(lm: Any, settings: dict[str, A
         lm.generate_until([asked("Document.\n\nWho won the race?", settings)])
 
 
+@pytest.mark.parametrize(
+    ("arm", "hidden", "repeats", "longest", "sentence"),
+    [
+        ("full", False, 3, 8, r"1 of 3 requests are beyond the 4096 positions .*the longest needs 4\d\d\d"),
+        ("own:snapkv", False, 3, 8, "1 of 3 requests are beyond the 4096 positions"),
+        ("infinipot", False, 1, 500, "a budget of 512 has no room"),
+        ("infinipot", True, 1, 500, "a budget of 512 has no room"),
+        ("streaming", False, 1, 500, "a budget of 512 has no room"),
+        ("recall", False, 1, 500, "leave no room for passages in a budget of 512"),
+    ],
+)
+def test_no_request_is_read_where_one_cannot_be(
+    lm: Any, room: ModuleType, arm: str, hidden: bool, repeats: int, longest: int, sentence: str
+) -> None:
+    lm._arm, lm._hidden = room.parse_arm(arm), hidden
+    texts = [
+        "Document.\n\nWho won the race?",
+        f"{PARAGRAPHS * repeats}\n\nWho won the race?",
+        "End.\n\nWho won the race?",
+    ]
+    with pytest.raises(BudgetError, match=sentence):
+        lm.generate_until([asked(text, {"max_gen_toks": longest}) for text in texts], disable_tqdm=True)
+    assert lm._examinee.asked == []
+    assert len(lm.generate_until([asked(text, {"max_gen_toks": 8}) for text in texts[::2]], disable_tqdm=True)) == 2
+
+
+def test_no_request_is_read_where_one_is_not_greedy(lm: Any) -> None:
+    given = [asked("Document.\n\nWho won the race?", settings) for settings in ({}, {"do_sample": True})]
+    with pytest.raises(BudgetError, match="samples or searches"):
+        lm.generate_until(given, disable_tqdm=True)
+    assert lm._examinee.asked == []
+
+
 def test_greedy_settings_however_they_are_written(room: ModuleType) -> None:
     assert room._settings({"do_sample": False, "temperature": 1, "until": "END"}) == (256, ("END",))
     assert room._settings({"temperature": 0.0, "max_new_tokens": 5, "until": None}) == (5, ())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 
@@ -63,9 +65,15 @@ def test_without_its_needle_a_context_tells_nothing(kind: str, seed: int, depth:
     codec = BYTES
     (case,) = needle_cases([length], [depth], [kind], codec, seed=seed)
     assert abs(len(codec.untrusted(case.context)) - length) <= TOLERANCE
-    assert score(case, case.context) == 1.0
+    single = kind not in ("sentence", "several")
+    assert score(case, case.context) == (0.0 if single else 1.0), "who tells everything has found nothing"
     holding = [s for s in re.split(r"(?<=\.)\s+|\n", case.context) if any(v in s for v in case.references)]
     assert len(holding) == (4 if kind == "several" else 1)
+    assert score(case, " ".join(holding)) == 1.0
+    assert bool(case.wrong) is single
+    for value in case.wrong[:20]:
+        assert value in case.context
+        assert score(case, f"{' '.join(holding)} Or {value}.") == 0.0
     rest = case.context
     for sentence in holding:
         assert rest.count(sentence) == 1
@@ -197,6 +205,35 @@ def test_templates_use_known_words_and_vary() -> None:
 )
 def test_scoring(value: str, answer: str, found: bool) -> None:
     assert score(case_of(value), answer) == float(found)
+
+
+def test_an_answer_that_also_tells_a_decoy_is_wrong() -> None:
+    number = replace(case_of("48213"), wrong=("55512", "90,011"))
+    answers = {"48213": 1, "48213, 55512, 90011": 0, "90 011 or 48,213": 0, "48213, 155512": 1, "55512": 0}
+    assert {told: score(number, told) for told in answers} == answers
+    name = replace(case_of("Ada Nunn"), task="needle-name", wrong=("Bo Yapp",))
+    assert [score(name, told) for told in ("Ada Nunn", "Ada Nunn, Bo Yapp", "Ada Nunn and Bo Yappley")] == [1, 0, 1]
+
+
+def test_the_values_of_decoys_are_those_of_the_text_and_reach_no_row(words: TextCodec) -> None:
+    for case in needle_cases([3000], [50], ["number", "name", "key-value"], words):
+        assert len(case.wrong) == len(set(case.wrong)) >= 7
+        assert all(value in case.context for value in case.wrong)
+        assert not set(case.references) & set(case.wrong)
+        assert not any(value in json.dumps(case.facts) for value in case.wrong)
+    (case,) = needle_cases([3000], [50], ["key-value"], words)
+    lines = dict(line.split(": ") for line in re.findall(r"^\w+-\w+-\d+: \d+$", case.context, re.M))
+    assert sorted((*case.wrong, *case.references)) == sorted(lines.values())
+
+
+def test_a_sentence_counts_without_its_article_and_in_the_plural(words: TextCodec) -> None:
+    case = replace(case_of("plum dumpling", "marble fountain"), task="needle-sentence")
+    for told in ("Eat a plum dumpling beside the marble fountain.", "Plum dumplings, beside marble fountain"):
+        assert score(case, told) == 1.0
+    assert score(case, "plum dumplingsy by marble fountained") == 0.0
+    assert score(replace(case, task="needle-name"), "Plum dumplings") == 0.0
+    for made in needle_cases([2000], [0, 50, 100], ["sentence"], words, repeats=4):
+        assert not any(value.startswith(("the ", "a ")) for value in made.references)
 
 
 def test_the_share_of_several_values() -> None:

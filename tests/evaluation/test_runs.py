@@ -12,7 +12,7 @@ from fakes import CURIOUS, FULL, QUIET, SETTINGS, FakeExaminee, make_case, promp
 
 from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.rows import Row, Rows
-from infinipot_llm.evaluation.runs import Step, plan_readings, run
+from infinipot_llm.evaluation.runs import ROOMS, Step, plan_readings, run, sources_digest
 
 CASES = [make_case(n, context=f"secret context {'ABABA'[n]}", depth=n) for n in range(5)]  # two contexts, mixed
 
@@ -51,12 +51,35 @@ def test_a_row_says_how_it_went_and_nothing_of_what_was_asked(tmp_path: Path) ->
         (row, *_) = go(FakeExaminee(), rows, stop=lambda case: ("\n",))
     assert row == {
         "arm": "streaming", "key": "case-0", "settings": row["settings"], "task": "qa", "group": "group-0",
-        "facts": {"depth": 0}, "hidden": False, "model": "tiny", "dtype": "float32", "budget": 512,
+        "facts": {"depth": 0}, "hidden": False, "seen": False, "model": "tiny", "dtype": "float32", "budget": 512,
         "score": 1.0, "finish_reason": "stop", "context_tokens": 100, "slots": 50, "cycles": 2,
         "read_seconds": 2.0, "answer_seconds": 0.25, "answer_tokens": 4,
     }  # fmt: skip
     assert "secret" not in path.read_text()
     assert json.loads(path.read_text().partition("\n")[0]) == row
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_row_says_whether_the_question_was_seen(hidden: bool) -> None:
+    found = go(FakeExaminee(), Rows(None), hidden=hidden, arms=[QUIET, CURIOUS, FULL])
+    assert {(row["arm"], row["seen"]) for row in found} == {
+        ("streaming", False), ("infinipot", not hidden), ("full", False),
+    }  # fmt: skip
+
+
+def test_sources_that_answer_are_told_apart_from_those_that_show(tmp_path: Path) -> None:
+    for name in (*(f"{room}/a.py" for room in ROOMS), "pot/policies/b.py", "evaluation/tables.py", "cli/c.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    first = sources_digest(tmp_path)
+    for name in ("evaluation/tables.py", "cli/c.py", "pot/notes.txt"):
+        (tmp_path / name).write_text("x = 2\n")
+        assert sources_digest(tmp_path) == first
+    for name in ("pot/policies/b.py", "evaluation/a.py", "models/new.py"):
+        (tmp_path / name).write_text("x = 2\n")
+        assert sources_digest(tmp_path) != first
+        first = sources_digest(tmp_path)
+    assert sources_digest() == sources_digest() != first
 
 
 def test_several_figures_the_first_counts() -> None:

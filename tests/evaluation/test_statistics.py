@@ -33,6 +33,14 @@ def test_copies_of_a_question_make_an_interval_no_narrower() -> None:
     assert ungrouped[2] - ungrouped[1] < 0.5 * (alone[2] - alone[1])
 
 
+@pytest.mark.parametrize("many", [1, 5, 6])
+def test_a_difference_needs_six_sources(many: int) -> None:
+    groups = [f"g{n}" for n in range(many)] * 10
+    mean, low, high = paired(np.ones(10 * many), np.zeros(10 * many), groups)
+    assert mean == 1.0
+    assert math.isnan(low) is math.isnan(high) is (many < 6)
+
+
 def test_share_of_independent_questions_has_wilsons_interval() -> None:
     hits = [1] * 15 + [0] * 5
     mean, low, high = share(hits, [str(i) for i in range(20)])

@@ -7,25 +7,26 @@ from typing import Any
 import pytest
 
 from infinipot_llm.evaluation.statistics import paired, share
-from infinipot_llm.evaluation.tables import by_cell, grid, length_name, summary
+from infinipot_llm.evaluation.tables import by_cell, grid, hit_table, length_name, summary
 
 
 def row(arm: str, number: int, score: float | None, task: str = "qa", **more: Any) -> dict[str, Any]:
     done = {"score": score, "read_seconds": 4.0, "answer_seconds": 0.5, "slots": 2000}
     return {
         "arm": arm, "key": f"{task}{number}", "settings": "x", "task": task, "group": f"g{number // 2}", "facts": {},
+        "seen": arm == "small",
         **({"refused": "too long."} if score is None else done), **more,
     }  # fmt: skip
 
 
 def cells(table: str, task: str, arm: str) -> list[str]:
     (line,) = [line for line in table.splitlines() if line.startswith(f"| {task} | {arm} |")]
-    return [cell.strip() for cell in line.split("|")[3:-1]]
+    return [cell.strip() for cell in line.split("|")[4:-1]]
 
 
-FULL = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
-SMALL = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.5, 0.0]
-GROUPS = [f"g{n // 2}" for n in range(8)]
+FULL = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+SMALL = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.5, 0.0, 1.0, 0.0, 0.0, 0.0]
+GROUPS = [f"g{n // 2}" for n in range(12)]
 
 
 def test_a_line_holds_mean_interval_and_paired_difference() -> None:
@@ -33,8 +34,8 @@ def test_a_line_holds_mean_interval_and_paired_difference() -> None:
     table = summary(rows)
     mean, low, high = share(SMALL, GROUPS)
     n, refused, score, difference, read, answer, slots = cells(table, "qa", "small")
-    assert (n, refused, read, answer, slots) == ("8", "", "4.0", "0.50", "2,000")
-    assert score == f"{mean:.3f} [{low:.3f}, {high:.3f}]" == f"0.312 [{low:.3f}, {high:.3f}]"
+    assert (n, refused, read, answer, slots) == ("12", "", "4.0", "0.50", "2,000")
+    assert score == f"{mean:.3f} [{low:.3f}, {high:.3f}]" == f"0.292 [{low:.3f}, {high:.3f}]"
     mean, low, high = paired(SMALL, FULL, GROUPS)
     assert high < 0
     assert difference == f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -44,19 +45,33 @@ def test_a_line_holds_mean_interval_and_paired_difference() -> None:
 
 
 def test_a_tie_is_said() -> None:
-    rows = [row("a", n, float(n % 2)) for n in range(8)] + [row("b", n, float(n % 3 == 0)) for n in range(8)]
-    assert cells(summary(rows, "a"), "qa", "b")[3].endswith("tie")
-    same = [row(arm, n, 1.0) for arm in "ab" for n in range(8)]
+    rows = [row("a", n, float(n % 2)) for n in range(12)] + [row("b", n, float(n % 3 == 0)) for n in range(12)]
+    assert cells(summary(rows, "a"), "qa", "b")[3].endswith("], tie")
+    same = [row(arm, n, 1.0) for arm in "ab" for n in range(12)]
     assert cells(summary(same), "qa", "b")[3] == "+0.000 [+0.000, +0.000], tie"
 
 
+def test_few_sources_show_no_difference() -> None:
+    rows = [row("a", n, 1.0) for n in range(10)] + [row("b", n, 0.0) for n in range(10)]
+    assert cells(summary(rows, "a"), "qa", "b")[3] == "-1.000 [no interval], tie"
+    rows += [row(arm, n, float(arm == "a")) for arm in "ab" for n in (10, 11)]
+    assert cells(summary(rows, "a"), "qa", "b")[3] == "-1.000 [-1.000, -1.000]"
+
+
+def test_who_had_seen_the_question_is_told_apart() -> None:
+    table = summary([row(arm, n, 1.0) for arm in ("full", "small") for n in range(4)])
+    assert "| task | arm | question | n |" in table
+    assert "| qa | full | not seen | 4 |" in table
+    assert "| qa | small | seen | 4 |" in table
+
+
 def test_differences_are_taken_on_the_cases_that_both_could_be_run_on() -> None:
-    rows = [row("full", n, None if n >= 6 else 1.0) for n in range(8)]
-    rows += [row("small", n, 1.0 if n < 6 else 0.0) for n in range(8)]
+    rows = [row("full", n, None if n >= 12 else 1.0) for n in range(16)]
+    rows += [row("small", n, 1.0 if n < 12 else 0.0) for n in range(16)]
     table = summary(rows)
-    assert cells(table, "qa", "full")[:2] == ["6", "2"]
+    assert cells(table, "qa", "full")[:2] == ["12", "4"]
     assert cells(table, "qa", "small")[2].startswith("0.750")
-    assert cells(table, "qa", "small")[3] == "+0.000 [+0.000, +0.000], tie, 6 cases"
+    assert cells(table, "qa", "small")[3] == "+0.000 [+0.000, +0.000], tie, 12 cases"
 
 
 def test_where_nothing_could_be_run() -> None:
@@ -110,3 +125,18 @@ def test_a_grid_of_needles() -> None:
 )
 def test_names_of_lengths(tokens: int, name: str) -> None:
     assert length_name(tokens) == name
+
+
+def test_hit_rates_tell_what_was_refused_from_what_was_not_distilled() -> None:
+    def counted(arm: str, *rates: float) -> dict[str, Any]:
+        hits = [{"rate": rate, "chance": 0.25} for rate in rates]
+        return {"arm": arm, "group": f"g{len(rates)}", "hits": hits}
+
+    rows = [counted("a", 0.5, 0.25, 0.125), counted("a", 1.0), counted("a"), counted("a")]
+    rows += [{"arm": "a", "group": "g", "refused": "no room."}, {"arm": "b", "group": "g", "refused": "no room."}]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in hit_table(rows).splitlines()]
+    assert lines[0][-1] == "whole"
+    assert lines[2][:3] == ["a", "2", "1"]
+    assert [cell.split()[0] for cell in lines[2][3:6]] == ["0.750", "0.625", "0.562"]
+    assert lines[2][6:] == ["0.250", "2", "2"]
+    assert lines[3] == ["b", "0", "1", *[""] * 6]
