@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +165,16 @@ def fetched_model(name: str) -> str:
     if not catalogue.is_fetched(name):
         pytest.skip(f"the weights of {name} are not here: run `infinipot models get {name}`")
     return name
+
+
+@pytest.fixture
+def closed_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lend synchronous tests a loop: LlamaIndex makes one where there is none, and never closes it."""
+    if inspect.iscoroutinefunction(request.function):
+        yield
+        return
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()

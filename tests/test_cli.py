@@ -119,7 +119,8 @@ def test_standard_input(run: Run, model_folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_info(run: Run, model_folder: Path, papers: Path) -> None:
-    code, out, _ = run("info", papers / "good.pdf", "--model", model_folder, "--price-per-million", 2, "--json")
+    wanted = ("info", papers / "good.pdf", "--model", model_folder, "--dtype", "float32")
+    code, out, _ = run(*wanted, "--price-per-million", 2, "--json")
     values = json.loads(out)
     assert code == 0
     assert values["documents"][0]["pages"] == 3

@@ -44,7 +44,7 @@ def prose(sentences: int, seed: int) -> str:
 
 
 FACTS = {  # page -> (planted sentence, question, what the answer must contain)
-    3: ("The bridge at Colmere was opened in 1887.", "When was the bridge at Colmere opened?", "1887"),
+    3: ("The bridge at Colmere was opened in 1887.", "In which year was the bridge at Colmere opened?", "1887"),
     6: ("The bell of Saint Osric weighs 4,215 pounds.", "How much does the bell of Saint Osric weigh?", "4,215"),
     8: ("The harbour master of Tessel is Ingrid Vahl.", "Who is the harbour master of Tessel?", "Vahl"),
 }

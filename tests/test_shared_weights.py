@@ -19,6 +19,8 @@ from infinipot_llm.engine import InfiniPot
 from infinipot_llm.models import load
 from infinipot_llm.models.adapter import Adapter
 
+pytestmark = pytest.mark.usefixtures("closed_loop")
+
 SETTINGS: dict[str, Any] = {"budget": 512, "device": "cpu", "dtype": "float32", "store": False, "citations": False}
 KNOBS: dict[str, Any] = {"question_tokens": 32, "chunk": 64, "recall": 200}
 MILL = "The mill burned in 1903. It was rebuilt in 1904 for 68,211 crowns. The owner moved away.\n" * 12

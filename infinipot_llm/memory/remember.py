@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
@@ -106,11 +107,22 @@ def remember(
         if draft is not None:
             draft.discard()
         raise
-    file = MemoryFile(placed(scratch) if placed else scratch)
+    file = _placed(scratch, placed)
     if unused is not None:
         weakref.finalize(file, unused)
     shelf = Shelf([*before, Segment(file, writer.layout, adapter.device)])
     return DocumentMemory(setup, text, stats, pot=pot, shelved=Shelved(shelf, null), file=None if before else file)
+
+
+def _placed(scratch: Path, placed: Callable[[Path], Path] | None) -> MemoryFile:
+    """Open a finished file where it is to stay; another process may remove it from there at once, or soon."""
+    if placed is None:
+        return MemoryFile(scratch)
+    if os.name == "nt":  # an open file can be neither moved there nor removed
+        return MemoryFile(placed(scratch))
+    file = MemoryFile(scratch)  # opened before anybody else can see it: what is open stays readable
+    file.path = placed(scratch)
+    return file
 
 
 def check_room(folder: Path, needed: int) -> None:

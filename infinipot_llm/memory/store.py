@@ -185,7 +185,7 @@ class MemoryStore:
 
         Args:
             key: Name of the memory.
-            finished: Its scratch, closed; it is gone afterwards, whatever happens.
+            finished: Its scratch, written to its end; it is gone afterwards, whatever happens.
             description: Plain JSON on what the memory is, up to 64 KiB.
 
         Returns:

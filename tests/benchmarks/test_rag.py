@@ -28,6 +28,8 @@ import rag
 import rag_questions
 from rag_questions import Question, first_number, pages_found, score
 
+pytestmark = pytest.mark.usefixtures("closed_loop")
+
 ROWS = [json.loads(line) for line in rag_questions.HARD.read_text(encoding="utf-8").splitlines()]
 LEAST = {"two-places": 8, "list": 6, "count": 6, "summary": 4}
 TOLD_BY_ROWS = {

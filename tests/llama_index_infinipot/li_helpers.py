@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -102,16 +100,3 @@ def listening() -> Iterator[list[Any]]:
         yield ears.heard
     finally:
         root.event_handlers.remove(ears)
-
-
-@pytest.fixture(autouse=True)
-def closed_loop(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Lend synchronous tests a loop: LlamaIndex makes one where there is none, and never closes it."""
-    if inspect.iscoroutinefunction(request.function):
-        yield
-        return
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()

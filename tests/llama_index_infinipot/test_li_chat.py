@@ -6,7 +6,6 @@ import inspect
 from typing import Any
 
 import pytest
-from li_helpers import closed_loop as closed_loop
 from li_helpers import listening, mill_pages, reads, river, tiny_llm
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.chat_engine import CondenseQuestionChatEngine, SimpleChatEngine
@@ -16,6 +15,8 @@ from llama_index.indices.managed.infinipot import InfiniPotChatEngine, InfiniPot
 from llama_index.indices.managed.infinipot.nodes import passages_in
 
 from infinipot_llm.memory.memory import DocumentMemory
+
+pytestmark = pytest.mark.usefixtures("closed_loop")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import json
 from typing import Any
 
 import pytest
-from li_helpers import closed_loop as closed_loop
 from li_helpers import listening, mill_pages, page, reads, river, shown, tiny_llm
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -33,6 +32,8 @@ from llama_index.indices.managed.infinipot.nodes import nodes_of, passages_in
 from infinipot_llm.errors import QuestionError
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Finder, Passage
+
+pytestmark = pytest.mark.usefixtures("closed_loop")
 
 QUESTION = "When did mill number 4 burn?"
 

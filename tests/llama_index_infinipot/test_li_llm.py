@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from li_helpers import closed_loop as closed_loop
 from li_helpers import listening, reads, tiny_engine, tiny_llm
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.bridge.pydantic import BaseModel
@@ -30,6 +29,8 @@ from infinipot_llm.assistant import Assistant
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import BudgetError, InfiniPotError, ModelError, QuestionError
 from infinipot_llm.memory.store import MemoryStore
+
+pytestmark = pytest.mark.usefixtures("closed_loop")
 
 LONG = "The mill burned in 1903. It was rebuilt in 1904, of stone this time.\n\n" * 20
 PROMPT = f"Context information is below.\n---------\n{LONG}\n---------\nQuery: When did the mill burn?\nAnswer: "

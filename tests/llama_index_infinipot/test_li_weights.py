@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 from conftest import fetched_model
 from li_helpers import DOCUMENTS
-from li_helpers import closed_loop as closed_loop
 from llama_index.core import SimpleDirectoryReader
 from llama_index.indices.managed.infinipot import InfiniPotIndex
 from llama_index.llms.infinipot import InfiniPotLLM
 from llama_index.readers.infinipot import InfiniPotPDFReader
 
-pytestmark = pytest.mark.weights
+pytestmark = [pytest.mark.weights, pytest.mark.usefixtures("closed_loop")]
 
 
 @pytest.fixture(scope="module")
