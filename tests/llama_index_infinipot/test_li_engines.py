@@ -158,6 +158,18 @@ def test_white_space_around_a_passage_is_no_part_of_its_source(index: InfiniPotI
     assert passages_in([node]) == [Passage(first, end, 1.0)]
 
 
+def test_a_passage_that_begins_with_nothing_at_the_end_of_another_document_keeps_its_place() -> None:
+    """Its node is of the document that it shows, and the answer reads the very same tokens."""
+    weir = Document(text="The weir broke. . . . . . . .", id_="weir")
+    index = InfiniPotIndex.from_documents([weir, river()], llm=tiny_llm())
+    memory, sources = index.memory_and_sources()
+    border = int(memory.text.first[1])
+    passage = Passage(border - 6, border + 30, 1.0)
+    nodes = nodes_of([passage], memory.text, sources)
+    assert [node.node.ref_doc_id for node in nodes] == ["river"]
+    assert passages_in(nodes, memory.text, sources) == [passage]
+
+
 def test_page_numbers_at_a_border_are_no_sources() -> None:
     pages = [
         page(i, f"{i}\n\nThe mill number {i} burned in 190{i}, on a day in June." if i != 3 else "3")

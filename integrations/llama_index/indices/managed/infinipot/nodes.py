@@ -66,13 +66,12 @@ def nodes_of(passages: Sequence[Passage], text: TokenizedText, sources: Mapping[
         telling = [p for p in pieces if sum(map(str.isalnum, p[2].text if p[2] else "")) >= LEAST_LETTERS]
         telling = telling or [p for p in pieces if p[2] is not None]
         starts = [passage.start, *(first for first, _, _ in telling[1:])]  # what tells nothing goes with what is before
-        for (_, _, span), (first, end) in zip(telling, pairwise((*starts, passage.end)), strict=True):
+        for (own, _, span), (first, end) in zip(telling, pairwise((*starts, passage.end)), strict=True):
             assert span is not None  # noqa: S101 - as chosen above
             source, left = sources[span.document], span.start + len(span.text) - len(span.text.lstrip())
             node = node_of(source, left, span.start + len(span.text.rstrip()), passage.score)
-            node.node.metadata.update(
-                token_start=first, token_end=end, token_base=int(text.first[text.document_of(first)])
-            )
+            begin = int(text.first[text.document_of(own)])  # of the document shown: `first` may be the end of another
+            node.node.metadata.update(token_start=first, token_end=end, token_base=begin)
             nodes.append(node)
     return sorted(nodes, key=lambda node: -(node.score or 0.0))
 
