@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
 from infinipot_llm import Document, InfiniPot, PotConfig
+from infinipot_llm.answering.decode import Sampling, decode, end_ids
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec, TokenizedText
 from infinipot_llm.pot import catalyst, distill, reader
@@ -387,3 +388,11 @@ def anonymous_bytes() -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise SystemExit("RssAnon is Linux's: run this there.")
+
+
+def decode_ours(subject: Subject, pot: Pot, question: Sequence[int], new: int) -> list[float]:
+    """Return the seconds of each token but the first, answering over a pot."""
+    stamps = Stamps(end_ids(subject.adapter, subject.codec))
+    sampling = Sampling(max_new_tokens=new)
+    decode(subject.adapter, subject.codec, pot, question, sampling, processors=[stamps])
+    return stamps.between

@@ -185,6 +185,24 @@ def test_fresh_reads_again_and_replaces(llm: InfiniPot, store: MemoryStore, read
     assert len(reads) == 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
+def test_a_memory_evicted_the_moment_it_is_kept_still_answers(
+    llm: InfiniPot, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may remove it between its coming into the store and its being opened by who read it."""
+    true_put = MemoryStore.put
+
+    def put(self: MemoryStore, key: str, *args: Any) -> Path:
+        path = true_put(self, key, *args)
+        self.remove(key)
+        return path
+
+    monkeypatch.setattr(MemoryStore, "put", put)
+    memory = llm.read(MILL, store=store)
+    assert store.list() == []
+    assert answers(memory) == answers(llm.read(MILL))
+
+
 def test_what_a_store_does_not_keep(llm: InfiniPot, store: MemoryStore, reads: list[Any]) -> None:
     """A reading for a known question, and a memory without a shelf."""
     for _ in range(2):

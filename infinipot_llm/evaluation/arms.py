@@ -68,6 +68,7 @@ SETTINGS: dict[str, type[int] | type[float] | type[str]] = {
     "catalyst_reduce": str,
     "chunk": int,
     "recall": int,
+    "recall_order": str,
 }
 """Settings of PotConfig that an arm may change, and the type of each."""
 

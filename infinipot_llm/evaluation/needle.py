@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from infinipot_llm.errors import BudgetError, ModelError
-from infinipot_llm.evaluation import hay
+from infinipot_llm.evaluation import hay, hay_words
 from infinipot_llm.evaluation.cases import Case
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ def _context(
         return text
 
     decoys = [decoy() for _ in range(min(24, max(2, length // 400)))]
-    hall = rng.choice(hay.HOUSES)
-    items = [*(f"a {thing}" for thing in hay.THINGS), *(f"some {fruit}" for fruit in hay.FRUIT)]
+    hall = rng.choice(hay_words.HOUSES)
+    items = [*(f"a {thing}" for thing in hay_words.THINGS), *(f"some {fruit}" for fruit in hay_words.FRUIT)]
     rng.shuffle(items)
     named = 12
 
@@ -356,7 +356,7 @@ def _about_towns(
     people: tuple[str, ...] = (),
 ) -> _Fact:
     """Make a fact on a town: the town stands in it alone, and other towns' facts have other values."""
-    towns = _different(lambda: rng.choice(hay.TOWNS))
+    towns = _different(lambda: rng.choice(hay_words.TOWNS))
     town = towns()
     needles = tuple(statement.format(town=town, value=value) for value in values)
 

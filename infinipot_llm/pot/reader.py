@@ -116,7 +116,8 @@ class Reader:
         """
         adapter, config = self.adapter, self.config
         device = adapter.device
-        prompts = [torch.tensor(list(c), device=device) for c in catalysts] if self.policy.needs.catalyst else []
+        prompts = [torch.tensor(list(c), dtype=torch.long, device=device) for c in catalysts]
+        prompts = prompts if self.policy.needs.catalyst else []
         longest = max((len(p) for p in prompts), default=0)
         adapter.check_budget(config.budget)
         divided = plan(config, adapter.window, len(text), len(prefix), longest, reserve)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from infinipot_llm.answering.prompt import PromptForm
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import BudgetError
-from infinipot_llm.evaluation import hay
+from infinipot_llm.evaluation import hay, hay_words
 from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.needle import KINDS, NEW_TOKENS, TOLERANCE, _take, needle_cases, prompt_for, score
 from infinipot_llm.models.text import TextCodec
@@ -81,7 +81,7 @@ def test_without_its_needle_a_context_tells_nothing(kind: str, seed: int, depth:
     assert score(case, rest) == 0.0
     assert not any(re.sub(r"\D", "", v) in re.sub(r"(?<=\d),(?=\d)", "", rest) for v in case.references if v.isdigit())
     key = re.search(r"[a-z]+-[a-z]+-\d+", case.question)
-    town = key or re.search(r"\b(?:" + "|".join(hay.TOWNS) + r")\b", case.question)
+    town = key or re.search(r"\b(?:" + "|".join(hay_words.TOWNS) + r")\b", case.question)
     assert town is not None
     assert town[0] not in rest, "only the needle tells of the town that is asked about"
 
@@ -102,7 +102,7 @@ def test_a_context_is_full_though_neighbours_share_tokens(shared: int) -> None:
 def test_facts_of_the_same_form_stand_around(words: TextCodec) -> None:
     for case in needle_cases([4096], [50], ["number", "name", "several"], words, repeats=3):
         (needle, *_) = [s for s in sentences(case.context) if case.references[0] in s]
-        town = re.search("|".join(hay.TOWNS), needle)
+        town = re.search("|".join(hay_words.TOWNS), needle)
         assert town
         form = re.escape(needle).replace(town[0], r"\w+").replace(re.escape(case.references[0]), r"[\w, ]+")
         assert sum(re.fullmatch(form, s) is not None for s in sentences(case.context)) >= 8
@@ -142,19 +142,19 @@ def test_nothing_is_told_twice_of_a_town() -> None:
     """So that nothing can contradict itself: a town has one mill, built in one year."""
     themes = [
         (theme, re.compile(re.sub(r"\\{(\w+)\\}", lambda m: "(.+)" if m[1] == "town" else ".+", re.escape(opening))))
-        for theme, variants in enumerate(hay._THEMES)
+        for theme, variants in enumerate(hay_words.THEMES)
         for opening in variants[0]
     ]
     told = []
     for paragraph, _ in zip(hay.paragraphs(random.Random(0)), range(300), strict=False):
         ((theme, found),) = [(theme, m) for theme, form in themes if (m := form.fullmatch(paragraph[0]))]
-        assert found[1] in hay.TOWNS
+        assert found[1] in hay_words.TOWNS
         told.append((found[1], theme))
     assert len(set(told)) == 300
 
 
 def test_templates_use_known_words_and_vary() -> None:
-    for theme in hay._THEMES:
+    for theme in hay_words.THEMES:
         for sentence in (s for variants in theme for s in variants):
             fields = [name for _, name, _, _ in Formatter().parse(sentence) if name]
             assert len(fields) >= 2, sentence
