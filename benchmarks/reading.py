@@ -7,6 +7,7 @@
     python benchmarks/reading.py start   --out FILE    starting, importing, loading, in fresh processes
     python benchmarks/reading.py speed   --out FILE    dtypes, threads, chunks, int8, compiled, each in a fresh process
     python benchmarks/reading.py batch   --out FILE    what batches of questions or texts could gain, at most
+    python benchmarks/reading.py many    --out FILE    questions asked with `ask_many` beside one after another
     python benchmarks/reading.py report  --out FILE    tables of what FILE holds
 
 Rows that FILE holds for the same model, document, settings, release and machine are not measured again. Whatever stands
@@ -38,6 +39,7 @@ from unittest.mock import patch
 import numpy as np
 import psutil
 import torch
+from reading_batches import batch, many, questions_beside
 from reading_report import REPORTS, tables
 from reading_tools import (
     Clock,
@@ -60,7 +62,7 @@ from reading_tools import (
 )  # fmt: skip
 from reading_variants import Variant, speed, variants
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from infinipot_llm import Document, InfiniPot, PotConfig, __version__
 from infinipot_llm.answering.decode import end_ids
@@ -318,53 +320,6 @@ def start(model: str, dtype: str, rounds: int) -> Row:
     return {"rounds": rounds, "best_seconds": {name: round(min(times), 3) for name, times in taken.items()}}
 
 
-# --- batch ---
-
-
-def batch(subject: Subject, size: int, new: int, rounds: int) -> Row:
-    """Time plain transformers with a batch in turns with a batch of one, at the length of a full pot.
-
-    It is the bound of what batches through slots could gain: rows of one length, no padding, no scores, no pot.
-    Questions over one pot have its cache copied for each, which costs what as many pots cost.
-    """
-    adapter, divided = subject.adapter, subject.plan()
-    question = torch.tensor([subject.catalysts[0]])
-    taken = min(subject.config.chunk, divided.room - divided.kept)
-    piece = torch.from_numpy(np.resize(subject.source, taken).astype("int64"))[None]
-    times: dict[tuple[str, int], list[float]] = defaultdict(list)
-    full, kept = ({n: subject.states(tokens, n) for n in (1, size)} for tokens in (divided.room, divided.kept))
-
-    def answer(rows: int, cache: DynamicCache) -> None:
-        ids = question.expand(rows, -1)
-        for _ in range(new):
-            hidden = plain_forward(adapter, ids, cache)[:, -1]
-            ids = adapter.logits(hidden).argmax(dim=-1)[:, None]
-
-    with plain(adapter):
-        for number in range(rounds + 1):
-            for rows in (1, size):
-                questions, _ = seconds_of(adapter, answer, rows, subject.plain_cache(full[rows]))
-                several = piece.expand(rows, -1)
-                texts, _ = seconds_of(adapter, plain_forward, adapter, several, subject.plain_cache(kept[rows]))
-                if number:  # the first round warms up
-                    times["questions", rows].append(questions)
-                    times["texts", rows].append(texts)
-    return {
-        "slots": divided.room,
-        "tokens_of_question": question.shape[1],
-        "tokens_of_answer": new,
-        **{
-            what: gain(times[what, 1], times[what, size], size)  # one after the other takes `size` times one
-            for what in ("questions", "texts")
-        },
-    }
-
-
-def gain(one: Sequence[float], together: Sequence[float], size: int) -> Row:
-    """Compare `size` times a batch of one with a batch of `size`: the ratio says how many times as fast it is."""
-    return beside([size * seconds for seconds in one], together)
-
-
 # --- command line ---
 
 
@@ -379,9 +334,9 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--lengths", type=numbers, help="flat: memory at 10,000 and --tokens; full: 8K, 16K, 32K, 64K")
     parser.add_argument("--budget", type=int, default=4096)
     parser.add_argument("--chunk", type=int, default=512)
-    parser.add_argument("--rounds", type=int, help="cheap: 8 cycles; decode, start, batch: 5; speed: 2")
+    parser.add_argument("--rounds", type=int, help="cheap: 8 cycles; decode, start, batch: 5; many: 3; speed: 2")
     parser.add_argument("--new", type=int, default=48, help="tokens of an answer")
-    parser.add_argument("--sizes", type=numbers, default=[2, 4, 8], help="batch: rows of a batch")
+    parser.add_argument("--sizes", type=numbers, default=[2, 4, 8], help="batch, many: rows of a batch")
     parser.add_argument("--only", help="speed: variants whose names hold this, beside the first")
     parser.add_argument("--limit", type=float, default=300.0, help="speed: most seconds of one reading")
     parser.add_argument("--document", type=Path, default=SAMPLE)
@@ -465,6 +420,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for size in args.sizes:
             key = {"measured": "batch", "size": size, "new": args.new}
             rows.measure(key, batch, subject, size, args.new, args.rounds or 5)
+    elif args.what == "many":
+        asked = [questions_beside(args.document, size) for size in args.sizes]
+        memory = llm.read(document)
+        for questions, size in zip(asked, args.sizes, strict=True):
+            key = {"measured": "many", "size": size, "new": args.new}
+            rows.measure(key, many, memory, questions, size, args.new, args.rounds or 3)
 
 
 def run_speed(args: argparse.Namespace, common: Row) -> None:

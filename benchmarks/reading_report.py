@@ -149,6 +149,16 @@ def report_batch(rows: Sequence[Row]) -> list[str]:
     return table(f"{SETTINGS} | batch | slots | questions: times as fast | texts: times as fast", lines)
 
 
+def report_many(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        [settings(r), r["size"], r["tokens_of_answers"], told(r["bare"]), told(r["cited"]),
+         f"{r['bare_same_answers']} of {r['questions']}"]
+        for r in sorted(rows, key=lambda r: int(r["size"]))
+    ]  # fmt: skip
+    heading = "at a time | tokens of all answers | times as fast | with citations | the same answers"
+    return table(f"{SETTINGS} | {heading}", lines)
+
+
 REPORTS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "flat": report_flat,
     "cheap": report_cheap,
@@ -157,4 +167,5 @@ REPORTS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "start": report_start,
     "speed": report_speed,
     "batch": report_batch,
+    "many": report_many,
 }

@@ -1,10 +1,11 @@
-"""From a pot to an answer: wait for the model, decode, look for the passages behind the answer, count what it cost."""
+"""From pots to answers: wait for the model, decode, look for the passages behind each answer, count what it cost."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from infinipot_llm.answering.answer import Answer, Usage
@@ -12,10 +13,28 @@ from infinipot_llm.answering.citations import Traced, trace
 from infinipot_llm.answering.decode import Decoded, OnText, Sampling, decode, end_ids
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.answering.resources import peak_memory_bytes
+from infinipot_llm.answering.together import decode_together
+from infinipot_llm.errors import QuestionError
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec, TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import ReadStats
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt to be answered.
+
+    Attributes:
+        prompt: What is asked.
+        state: Makes the pot that holds everything before `prompt.behind`, and says how many tokens were recalled for
+            it; called when the model is free.
+        notes: What the answer could not take into account.
+    """
+
+    prompt: Prompt
+    state: Callable[[], tuple[Pot, int]]
+    notes: Sequence[str] = ()
 
 
 def compose(
@@ -28,42 +47,58 @@ def compose(
     sampling: Sampling,
     *,
     notes: Sequence[str] = (),
+    **options: Any,
+) -> Answer:
+    """Answer one prompt: `compose_several` of a single `Asked`."""
+    return compose_several(adapter, codec, text, stats, [Asked(prompt, state, notes)], sampling, **options)[0]
+
+
+def compose_several(
+    adapter: Adapter,
+    codec: TextCodec,
+    text: TokenizedText,
+    stats: ReadStats,
+    asked: Sequence[Asked],
+    sampling: Sampling,
+    *,
     citations: bool = True,
     schema: dict[str, Any] | None = None,
     on_text: OnText | None = None,
     cancelled: Callable[[], bool] | None = None,
-) -> Answer:
-    """Answer a prompt.
+) -> list[Answer]:
+    """Answer prompts: one, or several side by side (together.py), which then share the seconds in their usage.
 
     Args:
         adapter: The model.
         codec: Its tokenizer.
-        text: What the pot holds tokens of.
+        text: What the pots hold tokens of.
         stats: What reading it cost.
-        prompt: What is asked.
-        state: Makes the pot that holds everything before `prompt.behind`, and says how many tokens were recalled for
-            it; called when the model is free.
+        asked: The prompts, each with a pot of its own.
         sampling: How to decode.
-        notes: What the answer could not take into account.
-        citations: Whether to look for the passages that the answer rests on.
-        schema: A JSON schema that the answer is to follow.
-        on_text: Given the answer piece by piece.
-        cancelled: Asked while waiting for the model and after every token; True ends the answer, with finish_reason
+        citations: Whether to look for the passages that the answers rest on.
+        schema: A JSON schema that the answer, a single one, is to follow.
+        on_text: Given the answer, a single one, piece by piece.
+        cancelled: Asked while waiting for the model and after every token; True ends the answers, with finish_reason
             "cancelled".
 
     Raises:
-        QuestionError: Question and answer do not fit, or the schema cannot be followed.
+        QuestionError: Question and answer do not fit, the schema cannot be followed, or several answers are to be
+            streamed, follow a schema, or come from a model with sliding layers.
     """
+    alone = len(asked) == 1
+    if not alone and (schema is not None or on_text is not None):
+        raise QuestionError("several answers at once cannot be streamed or follow a schema: ask one by one.")
     started = time.perf_counter()
     processors = []
     if schema is not None:
         from infinipot_llm.answering.constrain import json_schema
 
         processors.append(json_schema(codec, schema, end_ids(adapter, codec)))
-    said = Decoded((), "", "cancelled")
-    traced = Traced((), None)
+    said = [Decoded((), "", "cancelled")] * len(asked)
+    traced = [Traced((), None)] * len(asked)
+    recalled = [0] * len(asked)
+    pot_bytes = [0] * len(asked)
     first: list[float] = []
-    recalled = pot_bytes = 0
 
     def going() -> bool:
         first.append(time.perf_counter()) if not first else None
@@ -72,26 +107,47 @@ def compose(
     seconds = 0.0
     with _turn(adapter, cancelled) as mine:
         if mine:
-            pot, recalled = state()
-            said = decode(
-                adapter, codec, pot, prompt.behind, sampling, processors=processors, on_text=on_text, cancelled=going
-            )
+            pots = []
+            for number, one in enumerate(asked):
+                pot, recalled[number] = one.state()
+                pots.append(pot)
+            behind = [one.prompt.behind for one in asked]
+            if alone:
+                options: dict[str, Any] = {"processors": processors, "on_text": on_text, "cancelled": going}
+                said = [decode(adapter, codec, pots[0], behind[0], sampling, **options)]
+            else:
+                said = decode_together(adapter, codec, pots, behind, sampling, cancelled=going)
             seconds = time.perf_counter() - started
-            pot_bytes = pot.cache.nbytes()
-            if citations and said.finish_reason != "cancelled" and len(text):
-                visible = _visible(codec, said)
-                traced = trace(adapter, pot, text, prompt.behind, visible, said.text, question_text=prompt.question)
-    usage = Usage(
-        read=stats,
-        question_tokens=len(prompt.behind),
-        recalled_tokens=recalled,
-        answer_tokens=len(said.ids),
-        first_token_seconds=first[0] - started if first else seconds,
-        answer_seconds=seconds,
-        peak_memory_bytes=peak_memory_bytes(adapter.device),
-        pot_bytes=pot_bytes,
-    )
-    return Answer(said.text, traced.citations, said.finish_reason, usage, traced.supported, tuple(notes))
+            pot_bytes = [pot.cache.nbytes() for pot in pots]
+            if citations and len(text):
+                traced = [
+                    _traced(adapter, codec, text, *each)
+                    for each in zip(pots, [a.prompt for a in asked], said, strict=True)
+                ]
+    usages = [
+        Usage(
+            read=stats,
+            question_tokens=len(one.prompt.behind),
+            recalled_tokens=recalled[number],
+            answer_tokens=len(said[number].ids),
+            first_token_seconds=first[0] - started if first else seconds,
+            answer_seconds=seconds,
+            peak_memory_bytes=peak_memory_bytes(adapter.device),
+            pot_bytes=pot_bytes[number],
+        )
+        for number, one in enumerate(asked)
+    ]
+    return [
+        Answer(told.text, found.citations, told.finish_reason, usage, found.supported, tuple(one.notes))
+        for told, found, usage, one in zip(said, traced, usages, asked, strict=True)
+    ]
+
+
+def _traced(adapter: Adapter, codec: TextCodec, text: TokenizedText, pot: Pot, prompt: Prompt, said: Decoded) -> Traced:
+    """Find what an answer rests on; nothing of one that was cancelled."""
+    if said.finish_reason == "cancelled":
+        return Traced((), None)
+    return trace(adapter, pot, text, prompt.behind, _visible(codec, said), said.text, question_text=prompt.question)
 
 
 @contextmanager

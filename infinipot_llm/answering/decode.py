@@ -24,6 +24,7 @@ from transformers import (
 from infinipot_llm.answering.answer import FinishReason
 from infinipot_llm.errors import QuestionError, QuestionTooLongError
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.slots import SlotCache
 from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.pot import Pot
 
@@ -104,40 +105,87 @@ def decode(
     Raises:
         QuestionTooLongError: Question and answer do not fit into the free slots.
     """
+    check_room(pot, question, sampling)
+    ids = torch.tensor([list(question)], dtype=torch.long, device=adapter.device)  # [1, Q]
+    feed = _Feed(codec.tokenizer, on_text, sampling.stop) if on_text is not None else None
+    with adapter.lock, pot.scratch():
+        said = generate(adapter, codec, pot.cache, ids, sampling, feed=feed, cancelled=cancelled, processors=processors)
+    return said[0]
+
+
+def check_room(pot: Pot, question: Sequence[int], sampling: Sampling) -> None:
+    """Refuse a question that does not fit.
+
+    Raises:
+        QuestionTooLongError: Question and answer need more than the free slots.
+    """
     free = pot.budget - pot.length
     if len(question) + sampling.max_new_tokens > free:
         raise QuestionTooLongError(
             f"question ({len(question)} tokens) and answer ({sampling.max_new_tokens}) need more than the {free} free "
             "slots: ask more briefly, lower max_new_tokens, or read again with this question or a larger budget."
         )
+
+
+def generate(
+    adapter: Adapter,
+    codec: TextCodec,
+    cache: SlotCache,
+    ids: Tensor,
+    sampling: Sampling,
+    *,
+    feed: TextStreamer | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+) -> list[Decoded]:
+    """Let the model write behind some tokens, in every row of a cache; the caller takes away what that leaves in it.
+
+    Args:
+        adapter: The model.
+        codec: Its tokenizer.
+        cache: What stands before the tokens, B rows.
+        ids: [B, Q] int64.
+        sampling: How to decode.
+        feed: Given every token; of one row only.
+        cancelled: As in `decode`.
+        processors: As in `decode`.
+    """
     adapter.check_open()
-    ids = torch.tensor([list(question)], dtype=torch.long, device=adapter.device)  # [1, Q]
-    feed = _Feed(codec.tokenizer, on_text, sampling.stop) if on_text is not None else None
+    rows, asked = ids.shape
     gone = _Cancelled(cancelled or (lambda: False))
-    stopping = StoppingCriteriaList([gone, _Stopped(codec, sampling.stop, len(question))])
-    config = _generation_config(adapter, codec, sampling)
+    stopped = _Stopped(codec, sampling.stop, rows, asked)
     devices = [adapter.device] if adapter.device.type == "cuda" else []
-    with adapter.lock, pot.scratch(), torch.random.fork_rng(devices, enabled=sampling.seed is not None):
+    with torch.random.fork_rng(devices, enabled=sampling.seed is not None):
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         own, adapter.model.generation_config = adapter.model.generation_config, GenerationConfig()
         try:
             out = adapter.model.generate(
                 input_ids=ids,
-                attention_mask=torch.ones((1, pot.length + len(question)), dtype=torch.long, device=adapter.device),
-                past_key_values=pot.cache,
-                generation_config=config,
+                attention_mask=torch.ones((rows, cache.length + asked), dtype=torch.long, device=adapter.device),
+                past_key_values=cache,
+                generation_config=_generation_config(adapter, codec, sampling),
                 logits_processor=LogitsProcessorList(processors),
                 streamer=feed,
-                stopping_criteria=stopping,
+                stopping_criteria=StoppingCriteriaList([gone, stopped]),
             )
         finally:
             adapter.model.generation_config = own
-    new = out[0, len(question) :].tolist()
+    ends = end_ids(adapter, codec)
+    return [
+        _decoded(codec, new[:end], sampling, ends, gone.fired)
+        for new, end in zip(out[:, asked:].tolist(), stopped.ends, strict=True)
+    ]
+
+
+def _decoded(codec: TextCodec, new: list[int], sampling: Sampling, ends: Sequence[int], gone: bool) -> Decoded:
+    """Say what a row's tokens are; behind the one that ends its answer stands padding, where other rows went on."""
+    first = next((n for n, token in enumerate(new, 1) if token in ends), None)
+    new = new[:first]
     text, stopped = cut_at_stop(codec.decode(new), sampling.stop)
-    if stopped or (new and new[-1] in end_ids(adapter, codec)):
+    if stopped or first:
         reason: FinishReason = "stop"
-    elif gone.fired and len(new) < sampling.max_new_tokens:
+    elif gone and len(new) < sampling.max_new_tokens:
         reason = "cancelled"
     else:
         reason = "length"
@@ -189,14 +237,23 @@ class _Cancelled(StoppingCriteria):
 
 
 class _Stopped(StoppingCriteria):
-    """Ends the answer at a stop string; the prompt is not looked at."""
+    """Ends the answer of a row at a stop string; the prompt is not looked at.
 
-    def __init__(self, codec: TextCodec, stop: Sequence[str], skip: int) -> None:
+    Attributes:
+        ends: Of each row: how many tokens its answer has up to the stop string; None without.
+    """
+
+    def __init__(self, codec: TextCodec, stop: Sequence[str], rows: int, skip: int) -> None:
         self.codec, self.stop, self.skip = codec, stop, skip
+        self.ends: list[int | None] = [None] * rows
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        found = bool(self.stop) and cut_at_stop(self.codec.decode(input_ids[0, self.skip :].tolist()), self.stop)[1]
-        return torch.full((input_ids.shape[0],), found, dtype=torch.bool, device=input_ids.device)
+        if not self.stop:
+            return torch.zeros(len(self.ends), dtype=torch.bool, device=input_ids.device)
+        for row, new in enumerate(input_ids[:, self.skip :].tolist()):
+            if self.ends[row] is None and cut_at_stop(self.codec.decode(new), self.stop)[1]:
+                self.ends[row] = len(new)
+        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)
 
 
 def end_ids(adapter: Adapter, codec: TextCodec) -> list[int]:

@@ -89,7 +89,7 @@ def pot_for(
         passages = passages_for(memory, prompt, limit, recall)
     read = in_order(text, passages, memory.config.recall_order)
     slots = text_slots(setup, text, read)
-    if given and slots > (room := _room(memory, prompt, limit)):
+    if given and slots > (room := room_for(memory, prompt, limit)):
         raise QuestionTooLongError(f"these passages need more than the {room} free slots: answer from fewer.")
     if memory.config.recalled == "read":
         pot = pot_of_text(setup, text, read, len(prompt.before) + slots + behind, prompt.before)
@@ -106,7 +106,7 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
     Raises:
         QuestionTooLongError: Prompt and answer leave no room for any.
     """
-    room = _room(memory, prompt, limit)
+    room = room_for(memory, prompt, limit)
     passages = memory.finder.find(prompt.query, prompt.question, min(recall or memory.config.recall, room))
     if memory.config.recalled == "read":
         # What stands between them takes room as well: the least of them gives way.
@@ -138,8 +138,12 @@ def check_recall(tokens: int | None) -> None:
         raise QuestionError(f"{tokens} tokens cannot be recalled: give recall a whole number of at least 1.")
 
 
-def _room(memory: DocumentMemory, prompt: Prompt, limit: int) -> int:
-    """Return the slots that prompt and answer leave for what is recalled."""
+def room_for(memory: DocumentMemory, prompt: Prompt, limit: int) -> int:
+    """Return the slots that prompt and answer leave for what is recalled.
+
+    Raises:
+        QuestionTooLongError: They leave none.
+    """
     asked = len(prompt.before) + len(prompt.behind)
     room = memory.config.budget - asked - limit
     if room < 1:

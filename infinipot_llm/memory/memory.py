@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from infinipot_llm.answering.answer import Answer
-from infinipot_llm.answering.compose import compose
+from infinipot_llm.answering.compose import Asked, compose, compose_several
 from infinipot_llm.answering.decode import OnText, Sampling
 from infinipot_llm.answering.prompt import Prompt
+from infinipot_llm.answering.together import fits_together
 from infinipot_llm.config import FOLLOWUPS, PotConfig
 from infinipot_llm.documents import Document, Span
 from infinipot_llm.errors import MemoryFileError, QuestionError
 from infinipot_llm.memory import saved
-from infinipot_llm.memory.asking import check_recall, passages_for, pot_for, usual_prompt
+from infinipot_llm.memory.asking import check_recall, passages_for, pot_for, room_for, usual_prompt
 from infinipot_llm.memory.file import MemoryFile
 from infinipot_llm.memory.recall import Finder, Passage
 from infinipot_llm.memory.setup import Setup
@@ -179,6 +180,71 @@ class DocumentMemory:
             on_text=on_text, cancelled=cancelled,
         )  # fmt: skip
 
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        *,
+        together: int = 8,
+        recall: int | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        citations: bool = True,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Answer]:
+        """Answer questions that do not depend on one another, from the shelf, writing several answers at a time.
+
+        A token of each answer is decoded in one pass through the model, which is faster than one after another where
+        reading the weights is what takes the time (docs/speed.md). The answers are those of `ask` up to rounding; a
+        model with sliding layers decodes them one by one.
+
+        Args:
+            questions: What to ask.
+            together: Most answers at a time; each holds a pot of the recalled tokens in memory.
+            recall: As in `ask`.
+            max_new_tokens: As in `ask`.
+            temperature: As in `ask`.
+            top_p: As in `ask`.
+            stop: As in `ask`.
+            seed: Of the sampling; above temperature 0 an answer then depends on which questions stand beside it.
+            citations: As in `ask`.
+            cancelled: As in `ask`; answers that were not begun are empty, with finish_reason "cancelled".
+
+        Returns:
+            An answer per question. The seconds in its usage are those of the answers written with it.
+
+        Raises:
+            QuestionError: A question is empty, an option is out of range, question and answer do not fit, or the memory
+                has no shelf.
+        """
+        if together < 1:
+            raise QuestionError(f"together is {together}: give a whole number of at least 1.")
+        self._how("recall")
+        together = together if fits_together(self._adapter) else 1
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        prompts = [usual_prompt(self, "recall", question, (), max_new_tokens, recall) for question in questions]
+        groups: dict[int, list[int]] = {}
+        for number, (prompt, limit, _) in enumerate(prompts):  # a long question leaves its answer less
+            room_for(self, prompt, limit)  # one that does not fit is refused before any is answered
+            groups.setdefault(limit, []).append(number)
+        answers: dict[int, Answer] = {}
+        for limit, numbers in groups.items():
+            sampling = Sampling(limit, temperature, top_p, stops, seed)
+            for start in range(0, len(numbers), together):
+                some = numbers[start : start + together]
+                asked = [
+                    Asked(prompts[n][0], partial(pot_for, self, "recall", prompts[n][0], limit, recall), prompts[n][2])
+                    for n in some
+                ]
+                found = compose_several(
+                    self._adapter, self._form.codec, self.text, self.stats, asked, sampling, citations=citations,
+                    cancelled=cancelled,
+                )  # fmt: skip
+                answers.update(zip(some, found, strict=True))
+        return [answers[n] for n in range(len(prompts))]
+
     def answer(
         self,
         prompt: Prompt,
@@ -198,7 +264,7 @@ class DocumentMemory:
             followup: As in `ask`.
             recall: As in `ask`.
             passages: As in `ask`.
-            **options: Those of answering.compose.compose.
+            **options: Those of answering.compose.compose_several, and `notes`.
 
         Raises:
             QuestionError: An option is unknown, or prompt and answer do not fit.

@@ -3,7 +3,8 @@
 It rotates the queries to their slots, lets an observer look at (rotated) queries and keys, and attends, in sliding
 layers to the keys within reach. It builds its own mask, because the library would make one mask for all layers and,
 given none, would use only the first keys.
-Shapes: `B` batch (1), `H` query heads, `K` KV heads, `G` = H / K, `C` new tokens, `S` slots held (new ones included).
+Shapes: `B` batch (1, or answers side by side), `H` query heads, `K` KV heads, `G` = H / K, `C` new tokens, `S` slots
+held (new ones included).
 """
 
 from __future__ import annotations
@@ -89,14 +90,23 @@ def slot_attention(
     if hidden is not None:
         return _attend_but_hidden(query, key, value, hidden, scaling, layer.window), None
     if C == 1:  # decoding: the G query heads of a KV head become G rows, so that keys are not repeated
-        out = F.scaled_dot_product_attention(query.reshape(B, K, H // K, D), key, value, scale=scaling)
+        held = None if pot.vacant is None else _occupied(pot.vacant, S)  # [B, 1, 1, S]
+        folded = query.reshape(B, K, H // K, D)
+        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=held, scale=scaling)
         return out.reshape(B, H, 1, -1).transpose(1, 2), None
+    if pot.vacant is not None:
+        raise ModelError("answers that are decoded side by side take one token at a time.")
     bias = causal_bias(C, S, layer.window, dtype=query.dtype, device=query.device)  # [C, S]
     if query.device.type == "cpu":
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=H != K)
     else:
         out = attend_folded(query, key, value, bias, scaling)
     return out.transpose(1, 2), None  # [B, C, H, Dv]
+
+
+def _occupied(vacant: Tensor, held: int) -> Tensor:
+    """Return which of S slots hold something, [B, 1, 1, S] bool, where the first `vacant` [B] of a row do not."""
+    return (torch.arange(held, device=vacant.device) >= vacant[:, None])[:, None, None]
 
 
 def attend_folded(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -138,6 +139,7 @@ class SlotCache(Cache):
         observer: Looks at queries and keys of every layer with slots.
         hidden: [L, K, S] bool, slots that no query may see (S = the slots held before the forward), or None.
         hidden_recent: [1, n] bool, the same for the tokens of the windows (n = those held before the forward), or None.
+        vacant: [B] int64, slots at the beginning of each row that hold nothing and that no query sees, or None.
     """
 
     def __init__(self, slots: int, rotations: Sequence[Rotation], windows: Sequence[int | None]) -> None:
@@ -163,6 +165,7 @@ class SlotCache(Cache):
         self.observer: Observer | None = None
         self.hidden: Tensor | None = None
         self.hidden_recent: Tensor | None = None
+        self.vacant: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -186,8 +189,25 @@ class SlotCache(Cache):
             layer.restore()
         self.observer = self.hidden = self.hidden_recent = None
 
+    def fill_rows(self, others: Sequence[SlotCache]) -> None:
+        """Take over what other caches of one row hold, one row each, aligned at their ends; this one was empty.
+
+        A key is rotated to the slot in which it comes to stand: the distances between tokens stay as they were.
+        """
+        held = max(other.length for other in others)
+        for number, layer in enumerate(self.pots):
+            rows = [other.pots[number] for other in others]
+            layer.update(*(_aligned([getattr(r, name)[0, :, : r.length] for r in rows], held)
+                           for name in ("raw_keys", "value_states")))  # fmt: skip
+        self.vacant = torch.tensor([held - other.length for other in others], device=self.pots[0].raw_keys.device)
+
     def nbytes(self) -> int:
         """Bytes of all buffers: 1.5 times a plain cache of as many tokens, for the rotated working copy."""
         layers: list[SlotLayer | WindowLayer] = [*self.pots, *self.sliding]
         made = [layer for layer in layers if layer.is_initialized]
         return sum(b.nbytes for layer in made for b in (layer.raw_keys, layer.rotated_keys, layer.value_states))
+
+
+def _aligned(rows: Sequence[Tensor], length: int) -> Tensor:
+    """Stack states [K, n, D] of different n to [B, K, length, D], zeros before the shorter ones."""
+    return torch.stack([F.pad(row, (0, 0, length - row.shape[1], 0)) for row in rows])

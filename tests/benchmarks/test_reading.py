@@ -21,6 +21,7 @@ from infinipot_llm.models.text import TextCodec
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 
 import reading
+import reading_batches
 import reading_report
 import reading_tools
 from reading_tools import Clock, Reading, Rows, Subject, Work, beside, chunks, plain_reading
@@ -63,7 +64,7 @@ def test_ratio_of_times_in_turns() -> None:
 
 
 def test_a_batch_is_compared_with_as_many_single_ones() -> None:
-    assert reading.gain([1.0, 1.0, 2.0], [2.0, 2.0, 4.0], 4)["ratio"] == 2.0
+    assert reading_batches.gain([1.0, 1.0, 2.0], [2.0, 2.0, 4.0], 4)["ratio"] == 2.0
 
 
 def test_clock_counts_what_is_called_inside_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +245,7 @@ def test_every_measurement_of_one_process(subject: Subject) -> None:
     bare = reading.cheap(replace(subject, config=replace(subject.config, novelty_share=0.0)), rounds=1)
     full = reading.full(subject, 700)
     decoding = reading.decoding(subject, new=4, rounds=2)
-    batch = reading.batch(subject, size=3, new=2, rounds=2)
+    batch = reading_batches.batch(subject, size=3, new=2, rounds=2)
     speed = reading.speed(subject, 500, new=4)
     assert subject.adapter._hooks  # the seam is on again
     assert (flat["cycles"], flat["cycles_compared"]) == (11, 1)
@@ -312,7 +313,7 @@ def test_commands_in_fresh_processes_are_resumable(
     given = ["--model", str(word_model), "--dtype", "float32", "--threads", "1", "--budget", "512", "--new", "4"]
     given += ["--rounds", "1", "--out", str(out), "--tokens", "900"]
     commands = [["start"], ["speed", "--only", "chunks of 2048"], ["decode"], ["full", "--lengths", "600"]]
-    commands += [["cheap"], ["batch", "--sizes", "2"]]
+    commands += [["cheap"], ["batch", "--sizes", "2"], ["many", "--sizes", "2"]]
     for command in commands:
         reading.main([*command, *given])
     first = out.read_text()
@@ -328,13 +329,13 @@ def test_commands_in_fresh_processes_are_resumable(
     assert len({(row["document"], row["release"]) for row in decoded}) == 3
     assert len({reading_report.heading(row) for row in decoded}) == 3
     rows = [json.loads(line) for line in first.splitlines()]
-    assert [r["measured"] for r in rows] == ["start", *["speed"] * 2, "decode", "full", *["cheap"] * 2, "batch"]
+    assert [r["measured"] for r in rows] == ["start", *["speed"] * 2, "decode", "full", *["cheap"] * 2, "batch", "many"]
     assert all((r["device"], r["document"].split()[0]) == ("cpu", "hollin_valley.md") for r in rows)
     assert all(r["cpu"] and r["cores"] and r["torch"] and r["transformers"] and r["dtype"] == "float32" for r in rows)
     capsys.readouterr()
     reading.main(["report", "--out", str(out)])
     page = capsys.readouterr().out
-    assert sum(line.startswith("| ---") for line in page.splitlines()) == 6 + 2
+    assert sum(line.startswith("| ---") for line in page.splitlines()) == 7 + 2
     assert str(word_model) not in first
 
 
