@@ -21,6 +21,9 @@ from infinipot_llm.cli.printing import cost, remembered, say, show_memory, sourc
 from infinipot_llm.errors import BudgetError, QuestionError
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
 
+TOGETHER = 8
+"""Answers that `--questions` writes at a time."""
+
 
 @click.command()
 @click.argument("files", nargs=-1)
@@ -29,12 +32,21 @@ from infinipot_llm.models.catalogue import DEFAULT_MODEL
 @pot_options
 @answer_options
 @store_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) -> None:
+@click.option(
+    "--questions",
+    "listed",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Ask every line of this file instead of QUESTION, several at a time; what is not empty counts.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text: an object, or one per line.")
+def ask(files: tuple[str, ...], question: str, listed: Path | None, as_json: bool, **options: Any) -> None:
     """Answer QUESTION about FILES (PDF, text, transcripts; - for standard input; or one saved memory), with citations.
 
     Files are read whole, once: their memory stays in the store, and the next question reads nothing.
     """
+    if listed is not None:
+        _ask_listed((*files, question), listed, as_json, options)
+        return
     if not files or Path(question).is_file():
         raise click.UsageError('name the files first and then the question, in quotes: infinipot ask FILE "QUESTION"')
     if not question.strip():
@@ -48,6 +60,33 @@ def ask(files: tuple[str, ...], question: str, as_json: bool, **options: Any) ->
     for line in sources(answer, several=len(memory.documents) > 1):
         click.echo(line)
     click.echo(cost(answer), err=True)
+
+
+def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: dict[str, Any]) -> None:
+    """Answer the lines of a file, printing the answers as they come: so many at a time."""
+    from infinipot_llm.documents.clean import printable
+
+    if options["followup"] not in (None, "recall") or options["shelf"] == "off":
+        raise click.UsageError("several questions are answered by recall: leave out --followup and --shelf off.")
+    try:
+        lines = listed.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise QuestionError(f"{listed} is not UTF-8 text: save it as such, a question per line.") from error
+    questions = [line.strip() for line in lines if line.strip()]
+    if not questions:
+        raise QuestionError(f"{listed} holds no question: write one per line.")
+    check_sampling(options)
+    memory = find_memory(files, options)
+    sampling = {name: options[name] for name in ("temperature", "top_p", "stop", "seed")}
+    for start in range(0, len(questions), TOGETHER):
+        some = questions[start : start + TOGETHER]
+        for question, answer in zip(some, memory.ask_many(some, together=TOGETHER, **sampling), strict=True):
+            if as_json:
+                click.echo(json.dumps({"question": question, **answer.to_dict()}))
+                continue
+            click.echo(f"{question}\n{printable(answer.text) or '(no answer)'}")
+            for line in (*sources(answer, several=len(memory.documents) > 1), *answer.notes, ""):
+                click.echo(line)
 
 
 @click.command()
