@@ -174,8 +174,16 @@ class Adapter:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the output head to hidden states [C, E]; returns [C, V] in float32."""
+        return self.finished(self.raw_logits(hidden))
+
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """Apply the output head alone to hidden states [C, E]; returns [C, V] in the model's dtype."""
         with torch.no_grad():
-            logits = self.head(hidden).to(torch.float32)
+            return self.head(hidden)
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """Return what `raw_logits` made as the model means it, in float32: capped and scaled where it does so."""
+        logits = raw.to(torch.float32)
         if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
         scale = float(getattr(self.config, "logit_scale", None) or 1.0)  # Cohere

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infinipot_llm.errors import ModelError
+from infinipot_llm.models import blocks
 from infinipot_llm.models.slots import Attending, SlotCache, SlotLayer
 from infinipot_llm.models.window import WindowLayer
 
@@ -96,6 +97,8 @@ def slot_attention(
         return out.reshape(B, H, 1, -1).transpose(1, 2), None
     if pot.vacant is not None:
         raise ModelError("answers that are decoded side by side take one token at a time.")
+    if layer.window is None and blocks.pays(query, key):
+        return blocks.attend_in_blocks(query, key, value, scaling).transpose(1, 2), None
     bias = causal_bias(C, S, layer.window, dtype=query.dtype, device=query.device)  # [C, S]
     if query.device.type == "cpu":
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=H != K)

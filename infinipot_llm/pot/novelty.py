@@ -13,8 +13,13 @@ from torch import Tensor
 
 from infinipot_llm.models.adapter import Adapter
 
-SLICE_BYTES = 64 * 2**20
-"""Logits of at most this many bytes exist at a time: a 256K vocabulary never makes a chunk-by-vocabulary tensor."""
+HEAD_BYTES = 160 * 2**20
+"""The output head makes logits of at most so many bytes at a time, in the model's dtype: never a chunk by a large
+vocabulary."""
+
+CACHED_BYTES = {"cpu": 4 * 2**20}
+"""By kind of device: logits in float32 of at most so many bytes are compared at a time. On a CPU they then stay in its
+cache, which halves the time; elsewhere few large steps are faster."""
 
 
 def surprise(adapter: Adapter, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -28,10 +33,13 @@ def surprise(adapter: Adapter, hidden: Tensor, targets: Tensor) -> Tensor:
     Returns:
         [C] float32.
     """
-    rows = max(1, SLICE_BYTES // (4 * adapter.vocabulary))
+    V = adapter.vocabulary
     targets = targets.to(hidden.device)
+    rows = max(1, HEAD_BYTES // (hidden.element_size() * V))
+    few = max(1, CACHED_BYTES.get(hidden.device.type, 64 * 2**20) // (4 * V))
     found = []
-    for start in range(0, len(targets), rows):
-        logits = adapter.logits(hidden[start : start + rows])  # [rows, V]
-        found.append(F.cross_entropy(logits, targets[start : start + rows], reduction="none"))
-    return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
+    for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        raw = adapter.raw_logits(part)  # [rows, V]
+        for some, told in zip(raw.split(few), wanted.split(few), strict=True):
+            found.append(F.cross_entropy(adapter.finished(some), told, reduction="none"))
+    return torch.cat(found) if len(targets) else hidden.new_zeros(0, dtype=torch.float32)

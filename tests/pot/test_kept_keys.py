@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from conftest import FAMILIES
@@ -121,24 +123,28 @@ def test_surprise_is_the_same_in_slices_and_no_larger_tensor_is_made(
     adapter = shared_adapter(family)
     ids = torch.tensor(random_ids(41, 11))
     hidden = adapter.forward(ids, adapter.new_cache(41))[:-1]
-    rows: list[int] = []
-    true_logits = adapter.logits
+    rows: dict[str, list[int]] = {"raw_logits": [], "finished": []}
+    true = {name: getattr(adapter, name) for name in rows}
+    for name in rows:
 
-    def logits(states: torch.Tensor) -> torch.Tensor:
-        rows.append(len(states))
-        return true_logits(states)
+        def counted(states: torch.Tensor, name: str = name) -> torch.Tensor:
+            rows[name].append(len(states))
+            return cast(torch.Tensor, true[name](states))
 
-    monkeypatch.setattr(adapter, "logits", logits)
+        monkeypatch.setattr(adapter, name, counted)
     whole = surprise(adapter, hidden, ids[1:])
-    assert rows == [40]
-    expected = -torch.log_softmax(true_logits(hidden).double(), dim=-1).gather(1, ids[1:, None])[:, 0]
+    assert rows == {"raw_logits": [40], "finished": [40]}
+    expected = -torch.log_softmax(adapter.logits(hidden).double(), dim=-1).gather(1, ids[1:, None])[:, 0]
     assert (whole - expected).abs().max() < 1e-4
-    for slice_bytes, most in ((1, 1), (4 * adapter.vocabulary * 7, 7), (4 * adapter.vocabulary * 8 - 1, 7)):
-        monkeypatch.setattr(novelty_module, "SLICE_BYTES", slice_bytes)
-        rows.clear()
+    row = 4 * adapter.vocabulary
+    for head, cached, most in ((1, 1, (1, 1)), (row * 7, row * 3, (7, 3)), (row * 8 - 1, row * 9, (7, 7))):
+        monkeypatch.setattr(novelty_module, "HEAD_BYTES", head)
+        monkeypatch.setitem(novelty_module.CACHED_BYTES, "cpu", cached)
+        for seen in rows.values():
+            seen.clear()
         assert (surprise(adapter, hidden, ids[1:]) - whole).abs().max() < 1e-5
-        assert max(rows) == most
-        assert sum(rows) == 40
+        assert (max(rows["raw_logits"]), max(rows["finished"])) == most
+        assert sum(rows["raw_logits"]) == sum(rows["finished"]) == 40
     assert surprise(adapter, hidden[:0], ids[:0]).shape == (0,)
 
 
@@ -146,7 +152,7 @@ def test_reading_makes_no_chunk_by_vocabulary_tensor(monkeypatch: pytest.MonkeyP
     adapter = shared_adapter("llama")
     rows: list[int] = []
     head = adapter.head.register_forward_hook(lambda module, given, out: rows.append(out.shape[-2]))
-    monkeypatch.setattr(novelty_module, "SLICE_BYTES", 4 * adapter.vocabulary * 3)
+    monkeypatch.setattr(novelty_module, "HEAD_BYTES", 4 * adapter.vocabulary * 3)
     try:
         read("llama")
     finally:
