@@ -66,7 +66,8 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_read(
     for file, options, sentence in (
         ("empty.txt", (), "holds no question"),
         ("latin.txt", (), "not UTF-8"),
-        ("missing.txt", (), "missing.txt"),
+        ("missing.txt", (), "missing.txt cannot be read"),
+        (".", (), "cannot be read"),
         (listed, ("--followup", "reuse"), "answered by recall"),
         (listed, ("--shelf", "off"), "answered by recall"),
         (listed, ("--temperature", -1), "temperature"),

@@ -35,7 +35,7 @@ TOGETHER = 8
 @click.option(
     "--questions",
     "listed",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Ask every line of this file instead of QUESTION, several at a time; what is not empty counts.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text: an object, or one per line.")
@@ -72,6 +72,9 @@ def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: di
         lines = listed.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise QuestionError(f"{listed} is not UTF-8 text: save it as such, a question per line.") from error
+    except OSError as error:
+        why = error.strerror or "unreadable"
+        raise QuestionError(f"{listed} cannot be read ({why}): name a file with a question per line.") from error
     questions = [line.strip() for line in lines if line.strip()]
     if not questions:
         raise QuestionError(f"{listed} holds no question: write one per line.")
