@@ -19,8 +19,8 @@ from torch import Tensor
 
 from infinipot_llm.models.device import WORTH_IT, bf16_speedup
 
-ROWS = 512
-"""Queries of a block: its logits over 4,096 keys are 4 MB."""
+BLOCK_BYTES = 4 * 2**20
+"""The logits of a block take at most so much: 512 queries over 4,096 keys."""
 
 SAMPLED = 64
 """Keys that a row's largest logit is guessed from."""
@@ -41,7 +41,8 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     H, C, D = query.shape[1:]
     K, S = key.shape[1], key.shape[2]
     G = H // K
-    heads, rows = max(1, ROWS // C), min(ROWS, C)  # of a block: whole heads, or some rows of one
+    most = max(1, BLOCK_BYTES // (S * query.element_size()))  # rows of a block
+    heads, rows = max(1, most // C), min(most, C)  # whole heads, or some rows of one
     out = query.new_empty((K, G, C, value.shape[3]))
     ahead = _ahead(C, query.dtype)  # [C, C]
     sampled = torch.linspace(0, S - C - 1, SAMPLED).long()  # the first, which often draws most, and the latest before

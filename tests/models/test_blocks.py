@@ -47,7 +47,7 @@ def off(found: Tensor, true: Tensor) -> float:
 def test_any_shape(K: int, G: int, C: int, held: int, D: int, Dv: int, rows: int, seed: int) -> None:
     given = states(K, G, C, held, D, Dv, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "ROWS", rows)
+        patch.setattr(blocks, "BLOCK_BYTES", 2 * (held + C) * rows + 1)
         found = blocks.attend_in_blocks(*given, scaling=D**-0.5)
     assert found.shape == (1, K * G, C, Dv)
     assert found.dtype == torch.bfloat16
