@@ -113,15 +113,19 @@ class Folder:
         return sorted(found, key=lambda pair: (-pair[1].st_mtime_ns, pair[0]))
 
     @contextlib.contextmanager
-    def names(self) -> Iterator[None]:
-        """Hold the lock of the folder: names change, and key and scratch locks are taken and removed, only under it."""
+    def names(self, lock: filelock.BaseFileLock | None = None) -> Iterator[None]:
+        """Hold the lock of the folder: names change, and key and scratch locks are taken and removed, only under it.
+
+        Args:
+            lock: An object for this lock, for who takes it again and again; None: a new one.
+        """
         path = self.path / ".lock"
         if path in _HELD.paths:  # garbage is collected while this thread holds it, and a memory's file goes with it
             yield
             return
         _HELD.paths.add(path)
         try:
-            with filelock.FileLock(path, mode=0o600).acquire(poll_interval=_POLL_S / 10):
+            with (lock or filelock.FileLock(path, mode=0o600)).acquire(poll_interval=_POLL_S / 10):
                 yield
         finally:
             _HELD.paths.discard(path)
@@ -145,9 +149,10 @@ class Folder:
     def _wait_for(self, path: Path, on_wait: Callable[[], None] | None) -> filelock.BaseFileLock:
         """Take the lock of a key; between the attempts, Ctrl-C is heard."""
         lock = _lock(path)
+        names = filelock.FileLock(self.path / ".lock", mode=0o600)  # once: Ctrl-C is lost while Python destroys one
         while True:
             # Under the folder's lock, because a lock file that is opened while another removes it would lock nothing.
-            with self.names():
+            with self.names(names):
                 if _take(lock):
                     return lock
             if on_wait:

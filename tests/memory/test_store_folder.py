@@ -254,3 +254,30 @@ def test_read_only_disk_can_be_read(store: MemoryStore, monkeypatch: pytest.Monk
 def test_free_bytes_needs_no_folder(store: MemoryStore) -> None:
     assert store.free_bytes() > 0
     assert not store.folder.exists()
+
+
+def test_waiting_makes_no_lock_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is lost while Python destroys an object: none is made and destroyed in every turn of waiting."""
+    store = MemoryStore(tmp_path / "memories")
+    made: list[Path] = []
+    real = filelock.FileLock
+
+    def counted(path: Path, **options: Any) -> filelock.BaseFileLock:
+        made.append(path)
+        return real(path, **options)
+
+    turns = iter(range(5))
+
+    def sleep(seconds: float) -> None:
+        if next(turns) == 4:
+            raise KeyboardInterrupt
+
+    with MemoryStore(tmp_path / "memories").writing(key(1)):
+        monkeypatch.setattr(filelock, "FileLock", counted)
+        monkeypatch.setattr("infinipot_llm.memory.folder.time.sleep", sleep)
+        monkeypatch.setattr("infinipot_llm.memory.folder._HELD", type("Nothing", (), {"paths": set()})())
+        with pytest.raises(KeyboardInterrupt), store.writing(key(1)):
+            pass
+        while_waiting = sorted(made)
+    assert while_waiting == sorted(tmp_path / "memories" / name for name in (".lock", f"{key(1)}.lock"))
+    assert next(turns, None) is None
