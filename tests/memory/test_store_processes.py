@@ -76,6 +76,7 @@ with MemoryStore(folder).writing(keys[0]):
 """
 
 WAIT = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
 try:
     with MemoryStore(folder).writing(keys[0], on_wait=lambda: say("waiting")):
         say("got it")
