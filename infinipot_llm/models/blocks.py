@@ -12,7 +12,7 @@ Shapes: `H` query heads, `K` KV heads, `G` = H / K, `C` new tokens, `S` keys hel
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def faster_here() -> bool:
     return bf16_speedup() >= WORTH_IT and not told.get("amx_bf16", False)
 
 
-@cache
+@lru_cache(maxsize=2)  # all layers of a forward ask for the same one; every length of a question is another
 def _ahead(new: int, dtype: torch.dtype) -> Tensor:
     """Return the additive mask [C, C] among the new tokens: none sees those behind it. It is shared."""
     return torch.full((new, new), float("-inf"), dtype=dtype).triu_(1)
