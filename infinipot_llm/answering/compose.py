@@ -89,11 +89,6 @@ def compose_several(
     if not alone and (schema is not None or on_text is not None):
         raise QuestionError("several answers at once cannot be streamed or follow a schema: ask one by one.")
     started = time.perf_counter()
-    processors = []
-    if schema is not None:
-        from infinipot_llm.answering.constrain import json_schema
-
-        processors.append(json_schema(codec, schema, end_ids(adapter, codec)))
     said = [Decoded((), "", "cancelled")] * len(asked)
     traced = [Traced((), None)] * len(asked)
     recalled = [0] * len(asked)
@@ -107,7 +102,11 @@ def compose_several(
     seconds = 0.0
     with _turn(adapter, cancelled) as mine:
         if mine:
-            pots = []
+            processors, pots = [], []
+            if schema is not None:
+                from infinipot_llm.answering.constrain import json_schema
+
+                processors.append(json_schema(codec, schema, end_ids(adapter, codec)))
             for number, one in enumerate(asked):
                 pot, recalled[number] = one.state()
                 pots.append(pot)

@@ -152,6 +152,8 @@ def generate(
     """
     adapter.check_open()
     rows, asked = ids.shape
+    # Both before the model's own settings are put aside, where its ends may stand.
+    ends, config = end_ids(adapter, codec), _generation_config(adapter, codec, sampling)
     gone = _Cancelled(cancelled or (lambda: False))
     stopped = _Stopped(codec, sampling.stop, rows, asked)
     devices = [adapter.device] if adapter.device.type == "cuda" else []
@@ -164,14 +166,13 @@ def generate(
                 input_ids=ids,
                 attention_mask=torch.ones((rows, cache.length + asked), dtype=torch.long, device=adapter.device),
                 past_key_values=cache,
-                generation_config=_generation_config(adapter, codec, sampling),
+                generation_config=config,
                 logits_processor=LogitsProcessorList(processors),
                 streamer=feed,
                 stopping_criteria=StoppingCriteriaList([gone, stopped]),
             )
         finally:
             adapter.model.generation_config = own
-    ends = end_ids(adapter, codec)
     return [
         _decoded(codec, new[:end], sampling, ends, gone.fired)
         for new, end in zip(out[:, asked:].tolist(), stopped.ends, strict=True)
@@ -257,7 +258,10 @@ class _Stopped(StoppingCriteria):
 
 
 def end_ids(adapter: Adapter, codec: TextCodec) -> list[int]:
-    """Return every token that ends an answer, by the model's own generation settings and its tokenizer."""
+    """Return every token that ends an answer, by the model's own generation settings and its tokenizer.
+
+    Hold the adapter's lock: while somebody decodes, the model's own settings are put aside.
+    """
     listed = adapter.model.generation_config.eos_token_id
     found = list(listed) if isinstance(listed, (list, tuple)) else [listed]
     return sorted({int(i) for i in [*found, codec.tokenizer.eos_token_id] if i is not None})

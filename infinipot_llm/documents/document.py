@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 PAGE_BREAK = "\n\n"

@@ -238,9 +238,9 @@ def test_an_end_token_of_the_models_own_settings_ends_an_answer(filled: tuple[Ad
         for listed in (None, [7, 9], 9):
             own.eos_token_id = listed
             assert say(filled, [*CODEC.untrusted("ab"), END])[0].finish_reason == "stop"
-            assert say(filled, [*CODEC.untrusted("ab"), 9], limit=5)[0].finish_reason == (
-                "stop" if listed else "length"
-            )
+            said, pieces = say(filled, [*CODEC.untrusted("ab"), 9, *CODEC.untrusted("cd")], limit=5)
+            assert said.finish_reason == ("stop" if listed else "length")
+            assert ("cd" in "".join(pieces)) is not bool(listed)  # nothing behind the end is decoded and streamed
     finally:
         own.eos_token_id = before
 
