@@ -40,7 +40,8 @@ def questions(folder: Path) -> list[dict[str, Any]]:
 
 
 def ask(args: argparse.Namespace) -> None:
-    done = {json.loads(line)["number"] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = {row["number"] for row in rows if row["model"] == args.model}
     torch.set_num_threads(args.threads)
     llm = InfiniPot.from_pretrained(args.model)
     memory = llm.read(Document.from_file(args.data / "pdf" / "alps_wiki.pdf"))
@@ -51,7 +52,8 @@ def ask(args: argparse.Namespace) -> None:
             answer = memory.ask(q["question"], max_new_tokens=ANSWER_TOKENS)
             pages = [c.page for c in answer.citations]
             row = {
-                "number": number, "answerable": q["answer"] is not None, "gold": q["pages"], "cited": pages,
+                "model": args.model, "number": number, "answerable": q["answer"] is not None,
+                "gold": q["pages"], "cited": pages,
                 "correct": q["answer"] is not None and contains(answer.text, [q["answer"]]),
                 "supported": answer.supported, "seconds": round(answer.usage.answer_seconds, 1),
             }  # fmt: skip
@@ -103,7 +105,8 @@ def main() -> None:
     if args.what == "ask":
         ask(args)
     else:
-        report([json.loads(line) for line in args.out.read_text().splitlines()])
+        rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+        report([row for row in rows if row["model"] == args.model])
 
 
 if __name__ == "__main__":

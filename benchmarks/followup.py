@@ -273,7 +273,7 @@ def _row(asked: Asked, number: int, arm: str, question: data.Question | None = N
     question = question or asked.sample.questions[number]
     return {
         "sample": asked.sample.name, "number": number, "arm": arm, "kind": question.kind, "group": question.group,
-        "dtype": str(asked.llm.adapter.dtype).removeprefix("torch."), **values,
+        "model": Path(asked.llm.name).name, "dtype": str(asked.llm.adapter.dtype).removeprefix("torch."), **values,
     }  # fmt: skip
 
 
@@ -349,6 +349,12 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     bench = Bench(args)
+    mine = Path(args.model).name, str(bench.llm.adapter.dtype).removeprefix("torch.")
+    if other := {(r["model"], r["dtype"]) for r in rows if "model" in r} - {mine}:
+        raise SystemExit(
+            f"{args.out} holds rows of {' in '.join(sorted(other)[0])}, these are of {' in '.join(mine)}: "
+            "give another --out."
+        )
     bench.done = {(r["sample"], r["number"], r["arm"]) for r in rows}
     if args.what == "read":
         read(bench)

@@ -12,22 +12,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from infinipot_llm.answering.answer import Answer
-from infinipot_llm.answering.compose import compose
+from infinipot_llm.answering.compose import GoneError, compose
 from infinipot_llm.answering.decode import Sampling
 from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidied
 from infinipot_llm.answering.prompt import Message, Prompt
-from infinipot_llm.collection import Collection, GoneError, telling
+from infinipot_llm.collection import Collection, telling
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.document import each_once
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError, QuestionError, QuestionTooLongError
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Passage, pot_of_text
 from infinipot_llm.memory.shelf import SPAN
 from infinipot_llm.memory.store import MemoryStore
-from infinipot_llm.memory.waiting import awaited, awaited_pieces_and_value, pieces_and_value
+from infinipot_llm.memory.waiting import awaited, awaited_pieces_and_value, overheard, pieces_and_value
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader, ReadStats
@@ -217,20 +219,7 @@ class Assistant:
         self, messages: Sequence[Message], documents: Sequence[Document], options: dict[str, Any]
     ) -> Callable[..., Reply]:
         """Return `respond` for somebody who waits: it ends when that one goes, or when the caller says so."""
-        gone, told = options.pop("cancelled", None), options.pop("on_text", None)
-
-        def ask(cancelled: Callable[[], bool], on_text: Callable[[str], None] | None = None) -> Reply:
-            def both(piece: str) -> None:
-                for listener in (on_text, told):
-                    if listener is not None:
-                        listener(piece)
-
-            def nobody_waits() -> bool:
-                return cancelled() or (gone is not None and gone())
-
-            return self.respond(messages, documents, on_text=both, cancelled=nobody_waits, **options)
-
-        return ask
+        return overheard(partial(self.respond, messages, documents), options)
 
     def _tokenised(self, documents: Sequence[Document]) -> TokenizedText:
         """Return the tokens of documents; those of the last ones are kept, since questions come one after another."""
@@ -339,17 +328,15 @@ class Assistant:
 
 
 def _each_once(documents: Sequence[Document]) -> tuple[Document, ...]:
-    """Return documents in order, each content under its first name.
+    """Return documents in order, each content once, no two of one name.
 
     Raises:
         DocumentError: One holds no text.
     """
-    once: dict[str, Document] = {}
     for document in documents:
         if not document.text.strip():
             raise DocumentError(f"{document.name} holds no text: there is nothing to read in it.")
-        once.setdefault(document.content_hash, document)
-    return tuple(once.values())
+    return each_once(documents)
 
 
 def _size(text: TokenizedText, prompt: Prompt) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from infinipot_llm.answering.compose import GoneError
 from infinipot_llm.documents import Document
 from infinipot_llm.documents.document import ID_PREFIX
 from infinipot_llm.engine import InfiniPot
@@ -21,10 +22,6 @@ from infinipot_llm.progress import reading_bar
 
 MOST_MEMORIES = 16
 """Memories that are held open; without a store, the documents of others must be read again."""
-
-
-class GoneError(Exception):
-    """Whoever asked went away while documents were read."""
 
 
 class Collection:

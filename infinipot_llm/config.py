@@ -19,6 +19,10 @@ POLICIES = (
 FOLLOWUPS = ("recall", "reuse", "reread")
 
 
+RESERVED_FOR_ANSWER = 256
+"""Most slots that a reading without a question leaves for an answer from the pot; an eighth of a small budget."""
+
+
 @dataclass(frozen=True, slots=True)
 class PotConfig:
     """How much is kept while reading, and by which rule. `budget` alone is enough to start.
@@ -41,8 +45,10 @@ class PotConfig:
             3.1) or "max".
         catalysts: Questions that stand in for the unknown ones when a document is read without a question. None: the
             built-in set in the language of the document. Paper: one generic instruction.
-        chunk: Tokens per forward pass while reading. Changes speed and memory, not the result. Paper: the whole room.
-        max_new_tokens: Tokens reserved inside the budget for an answer, and its default limit.
+        chunk: Tokens per forward pass while reading. Changes speed and memory; the result but for rounding. Paper: the
+            whole room.
+        max_new_tokens: Default limit of an answer; so much is left for it inside the budget when the question is known
+            while reading.
         question_tokens: Tokens reserved inside the budget for a question that is not known while reading.
         shelf: What is kept on disk of every token for later questions: "keys" (those that find passages, and the text),
             "int8" or "int4" (all keys and values in so many bits, so that passages can be loaded too), or "off": then
@@ -123,6 +129,8 @@ class PotConfig:
             raise BudgetError(f"recall_order is {self.recall_order!r}: give 'best' or 'text'.")
         if self.recalled == "load" and self.shelf == "keys":
             raise BudgetError("recalled='load' needs all keys and values: choose shelf='int8' or 'int4' with it.")
+        if self.policy not in POLICIES:
+            raise BudgetError(f"policy is {self.policy!r}: give one of {', '.join(POLICIES)}.")
         if self.followup not in FOLLOWUPS:
             raise BudgetError(f"followup is {self.followup!r}: give one of {', '.join(FOLLOWUPS)}.")
         if self.shelf_bytes is not None and (
@@ -133,6 +141,14 @@ class PotConfig:
             raise BudgetError("catalysts holds an empty question: give at least one, or None for the built-in set.")
         if self.version != VERSION:
             raise BudgetError(f"this PotConfig has version {self.version}, and this release reads version {VERSION}.")
+
+    @property
+    def left_for_answer(self) -> int:
+        """Slots that a reading without a question leaves for an answer from the pot.
+
+        They do not depend on max_new_tokens: a memory is the same however long an answer somebody wants later.
+        """
+        return max(1, min(RESERVED_FOR_ANSWER, self.budget // 8))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""

@@ -17,8 +17,10 @@ from infinipot_llm.answering.answer import Answer
 from infinipot_llm.answering.prompt import GENERIC, PromptForm
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.document import distinctly_named
 from infinipot_llm.documents.language import dominant_language
-from infinipot_llm.errors import BudgetError, DocumentError, MemoryFileError
+from infinipot_llm.errors import BudgetError, DocumentError, MemoryFileError, QuestionError
+from infinipot_llm.memory.asking import check_asked
 from infinipot_llm.memory.file import FORMAT
 from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.memory import DocumentMemory
@@ -34,10 +36,6 @@ from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.distill import Tracer
 from infinipot_llm.pot.plan import plan
 from infinipot_llm.pot.reader import Progress
-
-RESERVED_FOR_ANSWER = 256
-"""Slots that a reading without a question leaves for an answer from the pot, at most: a memory must not depend on how
-long an answer somebody wants later."""
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +128,7 @@ class InfiniPot:
         documents: Document | Sequence[Document],
         *,
         question: str | None = None,
+        max_new_tokens: int | None = None,
         store: MemoryStore | None = None,
         fresh: bool = False,
         progress: Progress | bool | None = None,
@@ -143,6 +142,7 @@ class InfiniPot:
             documents: What to read.
             question: The question that will be asked, when it is known: it then decides what is kept (the catalyst).
                 None: a set of generic questions in the document's language does.
+            max_new_tokens: Slots to leave for the answer to that question; None: as the configuration says.
             store: Where memories are kept: documents read before, with this model and these settings, are not read
                 again. A memory read for a known question is not kept there.
             fresh: Read again although the store holds them.
@@ -162,7 +162,7 @@ class InfiniPot:
         config, form = self.config, self.form
         if question is not None:
             catalysts = [form.question(question)]
-            reserve = len(catalysts[0]) + config.max_new_tokens
+            reserve = len(catalysts[0]) + (max_new_tokens or config.max_new_tokens)
         else:
             catalysts, reserve = self._without_question(several)
         with self.adapter.lock:
@@ -171,11 +171,13 @@ class InfiniPot:
             raise DocumentError("the document has no text: there is nothing to read.")
         from infinipot_llm.progress import reading_bar
 
-        def remember_in(scratch: Path, **then: Any) -> DocumentMemory:
-            with self.adapter.lock, reading_bar(len(text), progress) as told:
+        def remember_in(scratch: Path | None, **then: Any) -> DocumentMemory:
+            with reading_bar(len(text), progress) as told:
                 return remember(self.setup, text, catalysts, reserve, scratch, progress=told, tracer=tracer, **then)
 
-        if store is None or question is not None or config.shelf == "off":
+        if config.shelf == "off":
+            return remember_in(None)
+        if store is None or question is not None:
             return _unstored(remember_in)
         key = self.key(several)
         with store.writing(key):
@@ -186,6 +188,7 @@ class InfiniPot:
                 except MemoryFileError as error:  # damaged, or gone in this moment: reading again mends both
                     _log.warning("a stored memory cannot be used, its documents are read again: %s", error)
                     store.remove(key)
+            store.check_size(expected_bytes(self.setup, len(text)))
             described = {
                 "documents": [d.name for d in several][:100],
                 "tokens": len(text),
@@ -237,7 +240,7 @@ class InfiniPot:
     def _key(self, hashes: list[str], names: list[str]) -> str:
         asking = {"recall", "recalled", "recall_order", "followup", "chunk"}
         read = {k: v for k, v in self.config.to_dict().items() if k not in asking}
-        read["max_new_tokens"] = min(self.config.max_new_tokens, RESERVED_FOR_ANSWER)
+        read["max_new_tokens"] = self.config.left_for_answer
         parts = [FORMAT, fingerprints(self.adapter, self.form), self.heads.to_dict(), read, hashes, names]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -259,12 +262,13 @@ class InfiniPot:
             raise MemoryFileError("this memory was read by another model: read on with that one, or read again.")
         catalysts, reserve = self._without_question((*memory.documents, *several))
 
-        def remember_in(scratch: Path, **then: Any) -> DocumentMemory:
-            with self.adapter.lock:
-                text = self.form.codec.document(several, memory.text)
-                return remember(memory.setup, text, catalysts, reserve, scratch, base=memory, **then)
+        with self.adapter.lock:
+            text = self.form.codec.document(several, memory.text)
 
-        return _unstored(remember_in)
+        def remember_in(scratch: Path | None, **then: Any) -> DocumentMemory:
+            return remember(memory.setup, text, catalysts, reserve, scratch, base=memory, **then)
+
+        return remember_in(None) if memory.shelved is None else _unstored(remember_in)
 
     def ask(
         self,
@@ -288,9 +292,18 @@ class InfiniPot:
             fresh: As in `read`.
             progress: As in `read`.
             **options: Options of DocumentMemory.ask.
+
+        Raises:
+            QuestionError: The question is empty, or an option is out of range; nothing was read then.
         """
+        check_asked(self.form, question, options)
+        if self.config.shelf == "off" and options.get("followup") == "recall":
+            raise QuestionError("without a shelf nothing can be recalled: ask with followup='reuse' or 'reread'.")
         catalyst = question if self.config.shelf == "off" else None
-        memory = self.read(documents, question=catalyst, store=store, fresh=fresh, progress=progress)
+        limit = options.get("max_new_tokens")
+        memory = self.read(
+            documents, question=catalyst, max_new_tokens=limit, store=store, fresh=fresh, progress=progress
+        )
         return memory.ask(question, **options)
 
     def generic_questions(self, documents: Sequence[Document]) -> tuple[str, ...]:
@@ -309,8 +322,7 @@ class InfiniPot:
     def _without_question(self, documents: Sequence[Document]) -> tuple[list[list[int]], int]:
         """Return the catalysts for a reading without a question, and the slots to leave free behind it."""
         catalysts = [self.form.question(q) for q in self.generic_questions(documents)]
-        answer = min(self.config.max_new_tokens, RESERVED_FOR_ANSWER)
-        return catalysts, len(self.form.question("?")) + self.config.question_tokens + answer
+        return catalysts, len(self.form.question("?")) + self.config.question_tokens + self.config.left_for_answer
 
     def close(self) -> None:
         """Give the model back as it was before it was switched to reading through slots."""
@@ -336,7 +348,7 @@ def _warn_of_heads(model: str) -> None:
 
 
 def _several(documents: Document | Sequence[Document]) -> tuple[Document, ...]:
-    """Return what was given as documents.
+    """Return what was given as documents, no two of one name.
 
     Raises:
         DocumentError: It is nothing, or holds something else.
@@ -346,7 +358,7 @@ def _several(documents: Document | Sequence[Document]) -> tuple[Document, ...]:
         raise DocumentError("no document was given: name at least one.")
     if not all(isinstance(d, Document) for d in several):
         raise DocumentError("this is no Document: load a file with Document.from_file(path) first.")
-    return several
+    return distinctly_named(several)
 
 
 def _unstored(remember_in: Callable[..., DocumentMemory]) -> DocumentMemory:

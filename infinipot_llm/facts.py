@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +108,12 @@ def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, p
     body = sum(p.numel() for p in model.parameters() if id(p) not in outside)
     head = int(model_config.hidden_size) * int(model_config.vocab_size)
 
-    window = int(getattr(model_config, "max_position_embeddings", 0) or sys.maxsize)
-    sliding = list(getattr(model_config, "layer_types", None) or ()).count("sliding_attention")
-    reach = int(getattr(model_config, "sliding_window", None) or 0)
-    if not 0 < sliding < layers or not 0 < reach < window:
-        sliding = reach = 0  # all layers hold slots
-    window -= max(0, reach - 1)  # sliding layers need positions of their own
+    window, sliding, reach = _positions(model_config)
     if config.budget > window:
         raise BudgetError(f"a budget of {config.budget} is beyond the {window} positions this model was trained on.")
     policy = make_policy(config)
     catalyst = asked if policy.needs.catalyst else 0
-    divided = plan(config, window, tokens, prefix, catalyst, asked + config.max_new_tokens)
+    divided = plan(config, window, tokens, prefix, catalyst, asked + config.left_for_answer)
     cycles = divided.cycles(prefix, tokens)
     row = 2 * kv_heads * head_dim * size  # a key and a value
     slot = (layers - sliding) * row
@@ -133,8 +128,25 @@ def reading_cost(model_config: Any, config: PotConfig, size: int, tokens: int, p
     return Cost(config.budget, config.budget * slot * 3 // 2 + windows, tokens * slot + windows, pot, full, cycles)
 
 
+def _positions(model_config: Any) -> tuple[int, int, int]:
+    """Return the most slots of a pot, how many layers slide and hold none, and how many tokens those see."""
+    window = int(getattr(model_config, "max_position_embeddings", 0) or sys.maxsize)
+    sliding = list(getattr(model_config, "layer_types", None) or ()).count("sliding_attention")
+    reach = int(getattr(model_config, "sliding_window", None) or 0)
+    if not 0 < sliding < int(model_config.num_hidden_layers) or not 0 < reach < window:
+        sliding = reach = 0  # all layers hold slots
+    return window - max(0, reach - 1), sliding, reach  # sliding layers need positions of their own
+
+
 def gather(
-    documents: Sequence[Document], config: PotConfig, model: str, device: str, dtype: str, price: float | None
+    documents: Sequence[Document],
+    config: PotConfig,
+    model: str,
+    device: str,
+    dtype: str,
+    price: float | None,
+    *,
+    lowered: bool = False,
 ) -> dict[str, Any]:
     """Collect what `infinipot info` says, as plain JSON values.
 
@@ -146,6 +158,7 @@ def gather(
         device: Where the model would run.
         dtype: In what.
         price: Of a hosted model, per million input tokens; None shows no cost.
+        lowered: Lower the budget to the model's window, as reading does with one that nobody asked for.
     """
     hosted, counted = hosted_tokens(documents)
     values: dict[str, Any] = {
@@ -175,6 +188,8 @@ def gather(
         model_config, tokenizer = load_facts(model)
     except ModelNotFetchedError as error:
         return {**values, "tokens": estimate_tokens(documents), "tokens_counted": False, "model_note": str(error)}
+    if lowered:
+        config = replace(config, budget=min(config.budget, _positions(model_config)[0]))
     codec = TextCodec(tokenizer)
     form = PromptForm.for_tokenizer(codec)
     tokens = len(codec.document(documents))

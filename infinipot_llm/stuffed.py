@@ -36,6 +36,8 @@ def unstuffed(
 ) -> tuple[list[Message], list[Document]]:
     """Take documents out of messages until what is left fits, or no long message is left.
 
+    What the model itself said is no document: such turns are left out, oldest first, where they do not fit.
+
     Args:
         messages: The conversation; its last message is the user's.
         count: Returns the tokens of a text.
@@ -51,8 +53,9 @@ def unstuffed(
     sizes = [count(m.text) for m in left]
     found: dict[int, Document] = {}
     while sum(sizes) > room:
-        longest = max(range(len(left)), key=lambda i: 0 if i in found else sizes[i])
-        if longest in found or sizes[longest] <= 2 * MOST_FRAME_TOKENS:
+        given = [i for i, m in enumerate(left) if i not in found and m.role != "assistant"]
+        longest = max(given, key=lambda i: sizes[i], default=-1)
+        if longest < 0 or sizes[longest] <= 2 * MOST_FRAME_TOKENS:
             break
         text = left[longest].text
         start, end = _middle(text, count)

@@ -395,3 +395,68 @@ def test_info_on_a_strangers_memory_is_a_sentence(run: Run, tmp_path_factory: py
         assert (code == 0) == (number == 0)
         assert err.count("\n") == bool(code)
         assert not set("\x1b\x07") & set(out + err)
+
+
+def test_a_question_may_be_longer_than_the_name_of_a_file(run: Run, model_folder: Path, papers: Path) -> None:
+    question = "화재는 언제 일어났습니까 " * 12
+    asked = ("ask", papers / "good.txt", question, "--model", model_folder, "--max-new-tokens", 2, "--no-store")
+    code, _, err = run(*asked, "--budget", 2000)
+    assert (code, "Traceback" in err) == (0, False)
+
+
+def test_what_the_system_refuses_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch, papers: Path) -> None:
+    for error, said in (
+        (OSError(28, "No space left on device", "/somewhere"), "/somewhere: No space left on device."),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "give a smaller"),
+        (MemoryError(), "give a smaller"),
+    ):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("infinipot_llm.cli.asking.load_documents", fail)
+        code, out, err = run("info", papers / "good.txt")
+        assert (code, out) == (2, "")
+        assert said in err
+        assert err.count("\n") == 1
+    monkeypatch.setattr("infinipot_llm.cli.asking.load_documents", lambda *_: {}["a bug"])
+    with pytest.raises(KeyError):  # what is ours to mend is not hidden
+        run("info", papers / "good.txt")
+
+
+def test_files_of_one_name_are_told_apart(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    for year in ("2021", "2022"):
+        (tmp_path / year).mkdir()
+        (tmp_path / year / "report.txt").write_text(FACT + year, encoding="utf-8")
+    out = run("info", tmp_path / "2021" / "report.txt", tmp_path / "2022" / "report.txt", "--model", model_folder)[1]
+    assert "2021/report.txt" in out
+    assert "2022/report.txt" in out
+
+
+def test_info_lowers_a_budget_that_nobody_asked_for(run: Run, papers: Path, tmp_path: Path) -> None:
+    tiny_model("llama", max_position_embeddings=1024).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    code, out, _ = run("info", papers / "good.txt", "--model", tmp_path)
+    assert (code, "a pot of 1,024 slots" in out) == (0, True)
+    code, _, err = run("info", papers / "good.txt", "--model", tmp_path, "--budget", 4096)
+    assert (code, "beyond the 1024 positions" in err) == (2, True)
+
+
+def test_read_uses_what_the_store_remembers(
+    run: Run, model_folder: Path, papers: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    given = ("--model", model_folder, "--budget", 600)
+    assert run("ask", papers / "good.txt", "When?", *given, "--max-new-tokens", 5)[0] == 0
+    output = tmp_path_factory.mktemp("saved") / "x.infinipot"
+    code, _, err = run("read", papers / "good.txt", "-o", output, *given)
+    assert (code, "nothing is read again" in err) == (0, True)
+    assert run("ask", output, "When?", "--model", model_folder, "--max-new-tokens", 5)[0] == 0
+    code, _, err = run("read", output, "-o", output.with_name("y.infinipot"), *given)
+    assert (code, "needs no reading" in err) == (2, True)
+
+
+def test_the_limit_of_an_answer_is_no_reason_to_read_again(run: Run, model_folder: Path, papers: Path) -> None:
+    asked = ("ask", papers / "good.txt", "When did it burn?", "--model", model_folder)
+    assert run(*asked)[0] == 0
+    code, _, err = run(*asked, "--max-new-tokens", 7)
+    assert (code, "nothing is read again" in err) == (0, True)

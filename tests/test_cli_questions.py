@@ -79,3 +79,22 @@ def test_what_is_wrong_is_one_sentence_before_anything_is_read(
     code, out, err = run("ask", papers / "good.txt", "When?", "--questions", listed, "--model", model_folder)
     assert (code, out) == (2, "")
     assert "When?" in err
+
+
+def test_lines_of_json_and_a_mark_before_the_text(run: Run, saved: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "good.questions.jsonl"
+    lines = [{"question": " When did it burn? ", "answers": ["1874"], "page": 1}, {"question": "Where?"}]
+    listed.write_text("\n".join(map(json.dumps, lines)) + "\n42\n", encoding="utf-8-sig")
+    code, out, _ = run("ask", saved, "--questions", listed, "--json", "--max-new-tokens", 4)
+    assert code == 0
+    assert [json.loads(line)["question"] for line in out.splitlines()] == ["When did it burn?", "Where?", "42"]
+    listed.write_text('{"answers": ["1874"]}', encoding="utf-8")
+    code, _, err = run("ask", saved, "--questions", listed)
+    assert code == 2
+    assert 'a JSON object without "question"' in err
+
+
+def test_questions_about_no_document(run: Run, listed: Path) -> None:
+    code, _, err = run("ask", "--questions", listed)
+    assert code == 2
+    assert "name the files that the questions are about" in err

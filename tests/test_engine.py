@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from engine_samples import store as store
 
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.errors import MemoryFileError, StoreError
+from infinipot_llm.errors import MemoryFileError, QuestionError, StoreError
 from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.store import STORE_VARIABLE, MemoryStore
 from infinipot_llm.models.adapter import Adapter
@@ -334,3 +335,88 @@ def test_without_a_shelf_the_question_is_the_catalyst(llm: InfiniPot) -> None:
     assert asked.text == bare.read(MILL, question=question).ask(question, citations=False).text
     told = bare.read(MILL, question=question).pot.origin
     assert not torch.equal(told, bare.read(MILL).pot.origin), "a reading without the question keeps other tokens"
+
+
+def test_the_limit_of_answers_is_no_part_of_a_memory(llm: InfiniPot, store: MemoryStore, reads: list[Any]) -> None:
+    pots = {other(llm, max_new_tokens=limit).read(MILL, store=store).pot.length for limit in (1, 16, 300)}
+    assert len(reads) == len(pots) == 1
+    assert pots.pop() <= CONFIG.budget - CONFIG.question_tokens - CONFIG.budget // 8
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "error"),
+    [
+        ("  ", {}, QuestionError),
+        ("When?", {"temperature": -1.0}, QuestionError),
+        ("When?", {"max_new_tokens": 0}, QuestionError),
+        ("When?", {"recall": 0}, QuestionError),
+        ("When?", {"followup": "recal"}, QuestionError),
+        ("When?", {"temprature": 0.5}, TypeError),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_read(
+    llm: InfiniPot, own: Path, reads: list[Any], question: str, options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        llm.ask(MILL, question, **options)
+    with pytest.raises(QuestionError, match="without a shelf nothing can be recalled"):
+        other(llm, shelf="off", recalled="read").ask(MILL, "When?", followup="recall")
+    assert reads == []
+
+
+def test_without_a_shelf_a_longer_answer_finds_its_room(llm: InfiniPot) -> None:
+    answer = other(llm, shelf="off", recalled="read").ask(MILL, "When did it burn?", max_new_tokens=120)
+    assert answer.usage.answer_tokens <= 120
+    assert answer.usage.read.slots <= CONFIG.budget - 120
+
+
+def test_without_a_shelf_nothing_is_written(llm: InfiniPot, own: Path) -> None:
+    engine = other(llm, shelf="off", recalled="read")
+    memory = engine.read(MILL)
+    engine.extend(memory, ADA)
+    assert not own.exists()
+
+
+def test_a_memory_that_the_store_cannot_take_is_refused_before_reading(
+    llm: InfiniPot, tmp_path: Path, reads: list[Any]
+) -> None:
+    with pytest.raises(StoreError, match="raise the store's limit"):
+        llm.read(MILL, store=MemoryStore(tmp_path / "small", max_bytes=50_000))
+    assert reads == []
+
+
+def test_others_get_the_model_while_a_memory_finds_its_place(
+    llm: InfiniPot, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: list[bool] = []
+    put = MemoryStore.put
+
+    def slow(self: MemoryStore, *args: Any) -> Path:
+        def look() -> None:
+            free.append(llm.adapter.lock.acquire(timeout=5))
+            llm.adapter.lock.release()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        return put(self, *args)
+
+    monkeypatch.setattr(MemoryStore, "put", slow)
+    llm.read(MILL, store=store)
+    assert free == [True]
+
+
+def test_a_memory_scores_the_same_before_and_after_it_was_saved(llm: InfiniPot, tmp_path: Path) -> None:
+    memory = llm.read(MILL)
+    again = llm.load(memory.save(tmp_path / "mill.infinipot"))
+    assert memory.shelved is not None
+    assert again.shelved is not None
+    assert torch.equal(memory.shelved.null, again.shelved.null)
+
+
+def test_a_memory_made_in_another_dtype_says_so(llm: InfiniPot, tmp_path: Path) -> None:
+    path = llm.read(MILL).save(tmp_path / "mill.infinipot")
+    model = tiny_model("llama", num_hidden_layers=2).to(torch.bfloat16)
+    said = r"load the model it was made with \(llama, with dtype='float32' or --dtype float32\)"
+    with InfiniPot(Adapter(model), CODEC, CONFIG) as rounded, pytest.raises(MemoryFileError, match=said):
+        rounded.load(path)

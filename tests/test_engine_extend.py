@@ -20,6 +20,8 @@ from infinipot_llm.errors import DocumentError, InfiniPotError
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.store import MemoryStore
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.pot.novelty import surprise
+from infinipot_llm.pot.reader import Reader
 
 
 def state_of(memory: DocumentMemory) -> dict[str, bytes]:
@@ -162,3 +164,27 @@ def test_a_document_without_text_is_refused(llm: InfiniPot) -> None:
     with pytest.raises(InfiniPotError):
         llm.read(empty)
     assert llm.read([empty, MILL]).ask("When?").text
+
+
+def test_what_was_left_unjudged_is_judged_when_reading_goes_on(llm: InfiniPot) -> None:
+    """The first part fits, so its novelty was not computed; in what is kept then, it must not count as none."""
+    engine = other(llm, budget=600, shelf="off", recalled="read", catalysts=("When?",))
+    base = engine.read(Document.from_text(TEXT[:200], name="mill"))
+    assert (base.stats.cycles, float(base.pot.novelty.abs().sum())) == (0, 0.0)
+    longer = engine.extend(base, ADA)
+    assert longer.stats.cycles > 0
+    assert float(base.pot.novelty.abs().sum()) == 0.0
+    old = (longer.pot.origin >= 0) & (longer.pot.origin < 200)
+    assert int(old.sum()) > 0
+    # The same tokens judged while they were read, in a pot that is forced to distil: but for the header between them.
+    reader = Reader(llm.adapter, engine.config)
+    text = longer.text
+    full = llm.adapter.new_cache(len(engine.form.prefix) + 200)
+    ids = torch.from_numpy(np.concatenate([engine.form.prefix, text.ids[:200]]).astype("int64"))
+    hidden = llm.adapter.forward(ids, full)[len(engine.form.prefix) - 1 : -1]
+    expected = surprise(llm.adapter, hidden, ids[len(engine.form.prefix) :])
+    found = longer.pot.novelty[old]
+    # The first token of the text has no state before it that was kept.
+    at = longer.pot.origin[old].long()
+    assert torch.allclose(found[at > 0], expected[at[at > 0]], atol=1e-4)
+    assert reader.policy.needs.novelty

@@ -100,3 +100,12 @@ def test_no_word_is_lost(pieces: list[str]) -> None:
     assert sorted(w for w in kept.split() if w not in lines) == sorted(w for w in text.split() if w not in lines)
     if documents:
         assert words(left[0].text) <= 2 * MOST_FRAME_TOKENS
+
+
+def test_what_the_model_said_is_no_document() -> None:
+    talk = [Message("user", "Tell me."), Message("assistant", CONTEXT), Message("user", "Who owned mill 7?")]
+    assert unstuffed(talk, words, 500) == (talk, [])
+    talk[0] = Message("user", f"Tell me of this.\n\n{CONTEXT}\n\nQuestion: what?")
+    left, (document,) = unstuffed(talk, words, 500)
+    assert document.text == CONTEXT
+    assert left[1:] == talk[1:]

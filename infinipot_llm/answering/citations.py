@@ -100,15 +100,12 @@ def trace(
     if not answer or not answer_text.strip() or says_nothing_found(answer_text):
         return Traced((), None)
     with adapter.lock:
-        whole = _log_probability(adapter, pot, question, answer, None)
-        supported = whole - _log_probability(adapter, pot, question, answer, (0, len(text)))
-        looked_at = _attention_by_token(adapter, pot, len(text), question, answer)
+        whole, looked_at = _as_it_is(adapter, pot, len(text), question, answer)
+        supported = whole - _without(adapter, pot, question, answer, (0, len(text)))
         passages = _candidates(text, looked_at, answer_text)
         if not passages:
             return Traced((), supported)
-        drops = []
-        for passage in passages:
-            drops.append(whole - _log_probability(adapter, pot, question, answer, passage.tokens))
+        drops = [whole - _without(adapter, pot, question, answer, passage.tokens) for passage in passages]
     order = sorted(range(len(passages)), key=lambda i: -drops[i])
     best = drops[order[0]]
     chosen = [i for i in order if drops[i] >= max(LEAST_DROP, SHARE_OF_FIRST * best)][:limit]
@@ -138,11 +135,10 @@ def states(passage: str, question: str, answer: str) -> bool:
     return bool(added) and added <= there and bool(asked) and 3 * len(asked & there) >= len(asked)
 
 
-def _attention_by_token(
+def _as_it_is(
     adapter: Adapter, pot: Pot, tokens: int, question: Sequence[int], answer: Sequence[int]
-) -> Tensor:
-    """Return the attention that the positions predicting the answer pay to each document token, [N] float32."""
-    ids = torch.tensor([*question, *answer], dtype=torch.long)
+) -> tuple[float, Tensor]:
+    """Return log P(answer | pot, question), and the attention that its predictions pay to each token, [N] float32."""
     rows = len(answer) + 1  # the token before the answer predicts its first token
     origin = pot.origin.to(torch.int64)
     total = torch.zeros(tokens, dtype=torch.float32, device=origin.device)
@@ -155,8 +151,8 @@ def _attention_by_token(
 
     with pot.scratch():
         pot.cache.observer = observe
-        adapter.forward(ids, pot.cache)
-    return total.cpu()
+        found = _log_probability(adapter, pot, question, answer)
+    return found, total.cpu()
 
 
 @dataclass(frozen=True)
@@ -188,15 +184,19 @@ def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> lis
     return sorted(found, key=lambda p: -p.score)[:CANDIDATES]
 
 
-def _log_probability(
-    adapter: Adapter, pot: Pot, question: Sequence[int], answer: Sequence[int], hidden: tuple[int, int] | None
+def _without(
+    adapter: Adapter, pot: Pot, question: Sequence[int], answer: Sequence[int], hidden: tuple[int, int]
 ) -> float:
     """Return log P(answer | pot, question) in nats, with the document's tokens [a, b) hidden from every query."""
-    ids = torch.tensor([*question, *answer], dtype=torch.long)
     with pot.scratch():
-        if hidden is not None:
-            pot.hide(*hidden)
-        states = adapter.forward(ids, pot.cache)  # [Q + A, E]
+        pot.hide(*hidden)
+        return _log_probability(adapter, pot, question, answer)
+
+
+def _log_probability(adapter: Adapter, pot: Pot, question: Sequence[int], answer: Sequence[int]) -> float:
+    """Forward question and answer behind a pot; returns log P(answer | pot, question) in nats."""
+    ids = torch.tensor([*question, *answer], dtype=torch.long)
+    states = adapter.forward(ids, pot.cache)  # [Q + A, E]
     before = states[len(question) - 1 : -1]  # [A, E]
     return -float(surprise(adapter, before, ids[len(question) :]).sum())
 

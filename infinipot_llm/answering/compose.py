@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import ReadStats
 
 
+class GoneError(Exception):
+    """Whoever asked went away while something was read for the answer."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A prompt to be answered.
@@ -28,7 +32,7 @@ class Asked:
     Attributes:
         prompt: What is asked.
         state: Makes the pot that holds everything before `prompt.behind`, and says how many tokens were recalled for
-            it; called when the model is free.
+            it; called when the model is free. It may raise GoneError.
         notes: What the answer could not take into account.
     """
 
@@ -100,7 +104,7 @@ def compose_several(
         return cancelled is not None and cancelled()
 
     seconds = 0.0
-    with _turn(adapter, cancelled) as mine:
+    with _turn(adapter, cancelled) as mine, suppress(GoneError):  # then the answer stays the cancelled one
         if mine:
             processors, pots = [], []
             if schema is not None:

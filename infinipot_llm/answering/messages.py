@@ -11,14 +11,12 @@ from itertools import cycle, groupby
 from typing import Any
 
 from infinipot_llm.answering.prompt import BEFORE_DOCUMENT, Message, Prompt, PromptForm, leading_ids
+from infinipot_llm.documents.clean import clean
 from infinipot_llm.errors import QuestionError
 
 _DOCUMENT = "<<document 5f0c>>"
 _PLACE = "<<message {} 5f0c>>"
 _PLACES = re.compile(r"<<(document|message \d+) 5f0c>>")
-
-QUERY_TOKENS = 512
-"""Earlier turns take part in looking for passages as long as they fit into this, with the question."""
 
 
 def tidied(messages: Sequence[Message]) -> list[Message]:
@@ -32,8 +30,7 @@ def tidied(messages: Sequence[Message]) -> list[Message]:
     unknown = {m.role for m in messages} - {"system", "user", "assistant"}
     if unknown:
         raise QuestionError(f"the role {min(unknown)!r} is unknown: give system, user and assistant.")
-    # Half a surrogate pair, which JSON may hold, is no text that a tokenizer takes.
-    messages = [Message(m.role, m.text.encode("utf-8", "replace").decode("utf-8")) for m in messages]
+    messages = [Message(m.role, clean(m.text)) for m in messages]  # as documents are, whose words they are to match
     system = "\n\n".join(m.text for m in messages if m.role == "system" and m.text.strip())
     turns: list[Message] = []
     for role, run in groupby((m for m in messages if m.role != "system"), key=lambda m: m.role):
@@ -95,12 +92,7 @@ def prompt_of(form: PromptForm, messages: Sequence[Message], *, document: bool) 
 def _query(form: PromptForm, messages: Sequence[Message]) -> list[int]:
     """Return what passages are looked for with: the question behind as many earlier turns as fit."""
     said = [m.text for m in messages if m.role != "system"]
-    turns = list(zip(said[:-1:2], said[1::2], strict=True))
-    asked = form.conversation(turns, said[-1])
-    while turns and len(asked) > QUERY_TOKENS:
-        turns = turns[1:]
-        asked = form.conversation(turns, said[-1])
-    return asked
+    return form.looked_for(list(zip(said[:-1:2], said[1::2], strict=True)), said[-1])
 
 
 def _has_template(tokenizer: Any) -> bool:

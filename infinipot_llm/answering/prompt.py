@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from infinipot_llm.documents.clean import clean
 from infinipot_llm.errors import ModelError, QuestionError
 from infinipot_llm.models.text import TextCodec
 
@@ -19,6 +20,9 @@ SYSTEM = "You answer questions about a document."
 BEFORE_DOCUMENT = "Document:\n"
 INSTRUCTION = "Using only the document above, answer in a few words: "
 BEFORE_QUESTION = f"\n\n{INSTRUCTION}"
+
+QUERY_TOKENS = 512
+"""Earlier turns take part in looking for passages as long as they fit into this, with the question."""
 
 _DOCUMENT = "<<document 5f0c>>"
 _QUESTION = "<<question 5f0c>>"
@@ -144,9 +148,10 @@ class PromptForm:
         Raises:
             QuestionError: The question is empty.
         """
-        if not question.strip():
+        question = clean(question).strip()  # as documents are, whose words it is to match
+        if not question:
             raise QuestionError("the question is empty: ask something about the document.")
-        return [*self.before_question, *self.codec.untrusted(question.strip()), *self.after_question]
+        return [*self.before_question, *self.codec.untrusted(question), *self.after_question]
 
     def conversation(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
         """Return the tokens behind the document for a question that follows others.
@@ -162,10 +167,27 @@ class PromptForm:
         if not turns:
             return asked
         ids = list(self.before_question)
-        for said, answer in turns:
+        for said, answer in ((clean(said), clean(answer)) for said, answer in turns):
             ids += [*self.codec.untrusted(said.strip()), *self.after_question]
             ids += [*self.codec.untrusted(answer.strip() if self.chat else f" {answer.strip()}"), *self.between]
         return ids + asked[len(self.before_question) :]
+
+    def looked_for(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
+        """Return what passages are looked for with: the question behind as many of the turns before it as fit.
+
+        Args:
+            turns: As in `conversation`.
+            question: As in `conversation`.
+
+        Raises:
+            QuestionError: The question is empty.
+        """
+        turns = list(turns)
+        asked = self.conversation(turns, question)
+        while turns and len(asked) > QUERY_TOKENS:
+            turns = turns[1:]
+            asked = self.conversation(turns, question)
+        return asked
 
 
 def _render(tokenizer: Any, system: str, *turns: str) -> str:

@@ -19,6 +19,10 @@ from infinipot_llm.errors import InfiniPotError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+NO_MEMORY = (
+    "the memory of this machine or of its GPU is too small for this: give a smaller --budget, a smaller model, "
+    "--dtype bfloat16 or float16, or --device cpu."
+)
 
 
 def main() -> None:
@@ -36,6 +40,14 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
+    except (MemoryError, RuntimeError) as error:
+        from infinipot_llm.models.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _fail(NO_MEMORY)
 
 
 def _fail(sentence: str) -> None:

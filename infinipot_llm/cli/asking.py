@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from infinipot_llm.cli.opening import announce, find_memory, is_memory, load_documents, load_engine
+from infinipot_llm.cli.opening import find_memory, is_memory, load_documents, load_engine
 from infinipot_llm.cli.options import (
     answer_options,
     check_sampling,
@@ -27,7 +28,7 @@ TOGETHER = 8
 
 @click.command()
 @click.argument("files", nargs=-1)
-@click.argument("question")
+@click.argument("question", required=False)
 @model_options
 @pot_options
 @answer_options
@@ -36,18 +37,18 @@ TOGETHER = 8
     "--questions",
     "listed",
     type=click.Path(path_type=Path),
-    help="Ask every line of this file instead of QUESTION, several at a time; what is not empty counts.",
+    help="Ask the questions in this file instead of QUESTION, several at a time: one per line, plain or as JSON.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text: an object, or one per line.")
-def ask(files: tuple[str, ...], question: str, listed: Path | None, as_json: bool, **options: Any) -> None:
+def ask(files: tuple[str, ...], question: str | None, listed: Path | None, as_json: bool, **options: Any) -> None:
     """Answer QUESTION about FILES (PDF, text, transcripts; - for standard input; or one saved memory), with citations.
 
     Files are read whole, once: their memory stays in the store, and the next question reads nothing.
     """
     if listed is not None:
-        _ask_listed((*files, question), listed, as_json, options)
+        _ask_listed(files if question is None else (*files, question), listed, as_json, options)
         return
-    if not files or Path(question).is_file():
+    if not files or question is None or os.path.isfile(question):  # noqa: PTH113 - Path.is_file raises where a name is too long
         raise click.UsageError('name the files first and then the question, in quotes: infinipot ask FILE "QUESTION"')
     if not question.strip():
         raise QuestionError("the question is empty: ask something about the document.")
@@ -57,7 +58,7 @@ def ask(files: tuple[str, ...], question: str, listed: Path | None, as_json: boo
     if as_json:
         click.echo(json.dumps(answer.to_dict(), indent=2))
         return
-    for line in sources(answer, several=len(memory.documents) > 1):
+    for line in (*sources(answer, several=len(memory.documents) > 1), *answer.notes):
         click.echo(line)
     click.echo(cost(answer), err=True)
 
@@ -66,16 +67,18 @@ def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: di
     """Answer the lines of a file, printing the answers as they come: so many at a time."""
     from infinipot_llm.documents.clean import printable
 
+    if not files:
+        raise click.UsageError("name the files that the questions are about: infinipot ask FILE --questions LIST")
     if options["followup"] not in (None, "recall") or options["shelf"] == "off":
         raise click.UsageError("several questions are answered by recall: leave out --followup and --shelf off.")
     try:
-        lines = listed.read_text(encoding="utf-8").splitlines()
+        lines = listed.read_text(encoding="utf-8-sig").splitlines()  # some editors write a mark before the text
     except UnicodeDecodeError as error:
         raise QuestionError(f"{listed} is not UTF-8 text: save it as such, a question per line.") from error
     except OSError as error:
         why = error.strerror or "unreadable"
         raise QuestionError(f"{listed} cannot be read ({why}): name a file with a question per line.") from error
-    questions = [line.strip() for line in lines if line.strip()]
+    questions = [_question(line.strip()) for line in lines if line.strip()]
     if not questions:
         raise QuestionError(f"{listed} holds no question: write one per line.")
     check_sampling(options)
@@ -92,22 +95,42 @@ def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: di
                 click.echo(line)
 
 
+def _question(line: str) -> str:
+    """Return the question of a line: the line itself, or "question" of a JSON object.
+
+    Raises:
+        QuestionError: It is a JSON object without one.
+    """
+    try:
+        held = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(held, dict):
+        return line
+    if not isinstance(question := held.get("question"), str) or not question.strip():
+        raise QuestionError('a line is a JSON object without "question": write plain questions, one per line.')
+    return question.strip()
+
+
 @click.command()
 @click.argument("files", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
 @model_options
 @pot_options
+@store_options
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def read(files: tuple[str, ...], output: Path, force: bool, **options: Any) -> None:
-    """Read FILES whole and save what is remembered of them to one file, to be asked later or elsewhere."""
+    """Read FILES whole and save what is remembered of them to one file, to be asked later or elsewhere.
+
+    What the store remembers of them is not read again.
+    """
+    if any(map(is_memory, files)):
+        raise click.UsageError("a saved memory needs no reading: copy the file, or ask it.")
     if output.exists() and not force:
         raise click.UsageError(f"{output} is there already: give another name, or --force.")
     if not output.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {output.absolute().parent}: make it first.")
-    documents = load_documents(files, options["password"])
-    llm = load_engine(options, make_config(options))
-    announce(llm, documents)
-    memory = llm.read(documents, progress=True)
+    memory = find_memory(files, options)
     memory.save(output)
     click.echo(f"{output}: {remembered(memory)}")
 
@@ -163,7 +186,8 @@ def info(files: tuple[str, ...], as_json: bool, price_per_million: float | None,
     if price_per_million is not None and not price_per_million >= 0:
         raise click.UsageError("--price-per-million is a price: give 0 or more.")
     where = (options["model"] or DEFAULT_MODEL, options["device"], options["dtype"])
-    values = facts.gather(documents, make_config(options), *where, price_per_million)
+    lowered = options["budget"] is None
+    values = facts.gather(documents, make_config(options), *where, price_per_million, lowered=lowered)
     if as_json:
         click.echo(json.dumps(values, indent=2))
         return

@@ -89,7 +89,9 @@ def models_list(as_json: bool) -> None:
             f"{row['name']:<20} {state}; {row['disk_mb']} MB on disk; window {row['window_tokens']}; {row['licence']}"
         )
         click.echo(f"{'':<20} {row['note']}")
-    click.echo("any folder or hub id of a Llama, Qwen2 or Qwen3 model works too, as --model")
+    click.echo(
+        "any folder or hub id of a decoder with rotary positions works too, as --model: docs/models.md lists families"
+    )
 
 
 @models.command("get")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def load_documents(files: tuple[str, ...], password: str | None) -> list[Document]:
     """Load every file before anything expensive starts, and report what could not be read of it."""
-    from infinipot_llm.documents import Document
+    from infinipot_llm.documents.document import Document, distinctly_named
 
     if files.count("-") > 1:
         raise DocumentError("standard input (-) can be read only once: name it once.")
@@ -34,7 +34,7 @@ def load_documents(files: tuple[str, ...], password: str | None) -> list[Documen
             loaded.append(Document.from_file(Path(file), password=password))
         for note in loaded[-1].notes:
             click.echo(f"infinipot: note: {loaded[-1].name}: {note}", err=True)
-    return loaded
+    return list(distinctly_named(loaded))
 
 
 def load_engine(options: dict[str, Any], config: Any) -> Any:
@@ -74,12 +74,16 @@ def find_memory(files: tuple[str, ...], options: dict[str, Any], question: str |
     """
     if len(files) == 1 and is_memory(files[0]):
         from infinipot_llm.memory.file import MemoryFile
+        from infinipot_llm.models.device import DTYPES
 
         path = Path(files[0])
         if options["model"] is None:
-            named = MemoryFile(path).about.get("model")
+            about = MemoryFile(path).about
+            named, dtype = about.get("model"), about.get("dtype")
             # A stranger's file may name any model: nothing is fetched for it, and one that did not write it is refused.
             options = {**options, "model": named if isinstance(named, str) else None}
+            if options["dtype"] == "auto" and dtype in DTYPES:
+                options["dtype"] = dtype
         return load_engine(options, make_config(options)).load(path)
     if any(map(is_memory, files)):
         raise click.UsageError("ask one saved memory at a time, or the documents themselves together.")

@@ -52,7 +52,7 @@ def sources(answer: Answer, several: bool) -> list[str]:
     from infinipot_llm.documents.clean import one_line
 
     if answer.finish_reason == "length":
-        note = ["", "(cut at --max-new-tokens)"]
+        note = ["", "(cut: the answer reached its limit)"]
     else:
         note = []
     if not answer.citations:

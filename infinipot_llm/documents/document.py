@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 PAGE_BREAK = "\n\n"
 """What the loaders put between two pages; it belongs to the page before it but to no page's [start, end)."""
@@ -227,6 +228,35 @@ class Document:
         turn = self.turn_at(start + leading_blank)
         speaker, time = (turn.speaker, turn.time) if turn else (None, None)
         return Span(self.name, start, end, page.number, page.label, text, speaker, time)
+
+
+def distinctly_named(documents: Sequence[Document]) -> tuple[Document, ...]:
+    """Return documents in order, no two of one name, since citations tell them by it.
+
+    Files of one name get as much of their paths as tells them apart ("2021/report.pdf"), others a number.
+    """
+    names = [d.name for d in documents]
+    for parts in (2, 3, 4):
+        count = Counter(names)
+        for i, d in enumerate(documents):
+            if count[names[i]] > 1 and d.source is not None and PurePath(d.source).name == d.name:
+                names[i] = "/".join(PurePath(d.source).parts[-parts:])
+    taken: set[str] = set()
+    for i, name in enumerate(names):
+        number = 1
+        while names[i] in taken:
+            number += 1
+            names[i] = f"{name} ({number})"
+        taken.add(names[i])
+    return tuple(d if d.name == name else replace(d, name=name) for d, name in zip(documents, names, strict=True))
+
+
+def each_once(documents: Sequence[Document]) -> tuple[Document, ...]:
+    """Return documents in order, each content under its first name, no two of one name."""
+    once: dict[str, Document] = {}
+    for document in documents:
+        once.setdefault(document.id, document)
+    return distinctly_named(tuple(once.values()))
 
 
 def _check_pages(text: str, pages: tuple[Page, ...]) -> None:

@@ -152,5 +152,7 @@ def _damaged(name: str) -> str:
 
 def _locked(name: str, password: str | None) -> str:
     if password is None:
-        return f"{name} is encrypted: give its password with --password."
+        return (
+            f"{name} is encrypted: give its password (--password, or password=... in Python), or save it without one."
+        )
     return f"{name} does not open with this password: check it, capital letters included."

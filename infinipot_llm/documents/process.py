@@ -23,8 +23,6 @@ from infinipot_llm.documents import frames
 from infinipot_llm.documents.clean import one_line
 from infinipot_llm.documents.limits import Limits
 
-# The child finds packages where this process does, in the same order. Isolated mode (-I) keeps the current folder out:
-# it may well be the one that a hostile PDF was downloaded to, with a pypdf.py beside it.
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);from infinipot_llm.documents.worker import main; main()"
 )
@@ -34,6 +32,18 @@ _GRACE = 60
 
 _POLL = 0.2
 """Seconds between two looks at a parser's memory, and at signals: on Windows, Ctrl-C does not interrupt waiting."""
+
+
+def _import_path() -> list[str]:
+    """Return where the child finds packages: where this process does, in the same order.
+
+    The current folder is left out, as isolated mode (-I) does: it may be the one that a hostile PDF was downloaded to,
+    with a pypdf.py beside it. Where this package itself stands there, it comes last.
+    """
+    here = os.getcwd()  # noqa: PTH109 - compared with strings
+    found = [path for path in map(os.path.abspath, sys.path) if path != here]
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+    return found if own in found else [*found, own]
 
 
 class ParserDiedError(Exception):
@@ -167,9 +177,8 @@ class Process:
         if getattr(sys, "frozen", False) or not sys.executable:
             # A frozen program is its own sys.executable: started again, it would be the program and not Python.
             raise ParserMissingError("this program is packed without a Python interpreter that it could start")
-        path = json.dumps([os.path.abspath(entry) for entry in sys.path])  # noqa: PTH100 (a plain string, "" included)
         try:
-            child = self._child = _Child([sys.executable, "-I", "-c", _BOOT, path])
+            child = self._child = _Child([sys.executable, "-I", "-c", _BOOT, json.dumps(_import_path())])
         except (OSError, ValueError) as error:
             raise ParserMissingError(f"{sys.executable} cannot be started: {one_line(str(error))}") from error
         try:

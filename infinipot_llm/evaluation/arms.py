@@ -18,6 +18,7 @@ what they hold is counted anew, from 0 on.
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -185,6 +186,13 @@ class Examinee:
         self.llm = llm
         self._state: _State | None = None
         self._tokenized: tuple[str, TokenizedText] | None = None
+
+    def forget(self) -> None:
+        """Let go of what was read last."""
+        self._state = None
+        gc.collect()
+        if self.llm.adapter.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def answer(
         self,

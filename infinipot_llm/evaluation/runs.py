@@ -40,6 +40,9 @@ class Examined(Protocol):
     ) -> Outcome:
         """Read a context the way of an arm, and answer a prompt about it."""
 
+    def forget(self) -> None:
+        """Let go of what was read last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -135,8 +138,9 @@ def run(
 ) -> list[Row]:
     """Ask every case of every arm that has no row yet.
 
-    An arm that cannot be run on a case, such as a full cache on a context beyond the model's window, leaves a row with
-    the reason in `refused` and no score. An interruption (Ctrl-C) leaves whole rows, and the next run goes on there.
+    An arm that cannot be run on a case, such as a full cache on a context beyond the model's window or this machine's
+    memory, leaves a row with the reason in `refused` and no score. An interruption (Ctrl-C) leaves whole rows, and the
+    next run goes on there.
 
     Args:
         examinee: The model.
@@ -184,6 +188,13 @@ def run(
                 )
             except (BudgetError, QuestionError) as error:
                 row = rows.add({**identity, **about, "refused": str(error)})
+            except (MemoryError, RuntimeError) as error:  # the next arm may need less
+                from infinipot_llm.models.device import is_out_of_memory
+
+                if not is_out_of_memory(error):
+                    raise
+                examinee.forget()
+                row = rows.add({**identity, **about, "refused": "memory ran out."})
             else:
                 row = rows.add({**identity, **about, **_scores(score(case, outcome.text)), **_numbers(outcome)})
             done += 1

@@ -41,7 +41,8 @@ def share(
 
     The interval is that of a cluster bootstrap by group, as in `paired`, but Wilson's where a share of hits has no
     groups to speak of (every question is its own), or nothing that a bootstrap could vary (all hit, or none), then
-    with as many trials as there are groups.
+    with as many trials as there are groups. Fewer than `LEAST_GROUPS` groups have no bootstrap, and no interval (nan):
+    of two, it would only ever draw the one, the other, or both.
 
     Args:
         values: [n] hits (0 or 1) or scores, one per question.
@@ -50,9 +51,13 @@ def share(
         seed: Of the draws.
     """
     value = np.asarray(values, dtype=np.float64)
+    if len(value) != len(groups):
+        raise ValueError(f"{len(value)} values for {len(groups)} groups: give one group per value")
     mean, trials = float(value.mean()), len(set(groups))
     if np.isin(value, (0.0, 1.0)).all() and (trials == len(value) or mean in (0.0, 1.0)):
         return mean, *_wilson(mean, trials)
+    if trials < LEAST_GROUPS:
+        return mean, float("nan"), float("nan")
     return mean, *_bootstrap(value, groups, resamples, seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -14,7 +15,8 @@ NOTE = (
     "Intervals are 95 % intervals, clustered by source, each for itself. A tie is a difference whose interval holds 0, "
     f"or one between fewer than {LEAST_GROUPS} sources, which cannot show any; it is taken on the cases that both arms "
     "could be run on. Question: whether the arm had seen it while reading; compare methods among those that had, or "
-    "among those that had not. Seconds and slots are medians; reading that served several questions counts once."
+    "among those that had not. Seconds and slots are medians; reading that served several questions counts once. All: "
+    "the mean of the tasks' means, over the cases that every arm could be run on."
 )
 """What a reader of the tables must know."""
 
@@ -40,13 +42,25 @@ def summary(rows: Sequence[Row], base: str | None = None, *, score: str | None =
         "|---|---|---|---:|---:|---|---|---:|---:|---:|",
     ]
     for task in [*tasks, None] if len(tasks) > 1 else tasks:
-        of_task = [row for row in rows if task in (row["task"], None)]
+        of_task = _by_all(rows, score) if task is None else [row for row in rows if row["task"] == task]
         against = {row["key"]: row for row in of_task if row["arm"] == base and _score(row, score) is not None}
         for arm in arms:
             of_arm = [row for row in of_task if row["arm"] == arm]
             if of_arm:
                 lines.append(_line(task or "all", arm, of_arm, {} if arm == base else against, score))
     return "\n".join(lines) + "\n"
+
+
+def _by_all(rows: Sequence[Row], score: str | None) -> list[Row]:
+    """Return the rows of the cases that every arm could be run on."""
+    left_out = {row["key"] for row in rows if _score(row, score) is None}
+    return [row for row in rows if row["key"] not in left_out]
+
+
+def _weighted(rows: Sequence[Row], scores: Sequence[Any]) -> list[float]:
+    """Return scores whose mean is the mean of the tasks' means."""
+    count = Counter(row["task"] for row in rows)
+    return [s * len(rows) / (len(count) * count[row["task"]]) for row, s in zip(rows, scores, strict=True)]
 
 
 def grid(rows: Iterable[Row], arm: str) -> str:
@@ -116,12 +130,13 @@ def _line(task: str, arm: str, rows: Sequence[Row], against: dict[str, Row], sco
     both = [row for row in scored if row["key"] in against]
     mean = difference = ""
     if scored:
-        mean = _interval("{:.3f}", *share([_score(row, score) for row in scored], [row["group"] for row in scored]))
+        values = _weighted(scored, [_score(row, score) for row in scored])
+        mean = _interval("{:.3f}", *share(values, [row["group"] for row in scored]))
     if both:
         difference = _difference(
             *paired(
-                [_score(row, score) for row in both],
-                [_score(against[row["key"]], score) for row in both],
+                _weighted(both, [_score(row, score) for row in both]),
+                _weighted(both, [_score(against[row["key"]], score) for row in both]),
                 [row["group"] for row in both],
             ),
             cases=None if len(both) == len(scored) == len(against) else len(both),

@@ -7,16 +7,21 @@ Everything that an answer needs is counted in one budget:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from infinipot_llm.answering.prompt import Prompt
+from infinipot_llm.answering.compose import GoneError
+from infinipot_llm.answering.decode import Sampling
+from infinipot_llm.answering.prompt import Prompt, PromptForm
+from infinipot_llm.config import FOLLOWUPS
+from infinipot_llm.documents.clean import clean
 from infinipot_llm.errors import QuestionError, QuestionTooLongError
 from infinipot_llm.memory.recall import Passage, in_order, pot_of_text, question_pot, text_slots
 from infinipot_llm.memory.shelf import SPAN
 from infinipot_llm.pot.pot import Pot
-from infinipot_llm.pot.reader import Reader
+from infinipot_llm.pot.reader import Reader, ReadStats
 
 if TYPE_CHECKING:
     from infinipot_llm.memory.chat import Turns
@@ -38,6 +43,7 @@ def usual_prompt(
     """
     check_recall(recall)
     config, form = memory.config, memory.setup.form
+    question = clean(question)
     filled = memory.pot.length if how == "reuse" else len(form.prefix)
     room = config.budget - filled - (max_new_tokens or config.max_new_tokens)
     if how != "reuse":
@@ -53,7 +59,10 @@ def usual_prompt(
     if max_new_tokens is None:
         free = config.budget - len(asked) - (filled if how == "reuse" else filled + SPAN)
         max_new_tokens = max(1, min(config.max_new_tokens, free))
-    return Prompt(form.prefix, tuple(asked), tuple(asked), question), max_new_tokens, notes
+        if max_new_tokens < config.max_new_tokens:
+            notes.append(f"the limit of the answer is lowered to {max_new_tokens} tokens, which the question leaves.")
+    query = form.looked_for(turns, question)
+    return Prompt(form.prefix, tuple(asked), tuple(query), question), max_new_tokens, notes
 
 
 def pot_for(
@@ -63,6 +72,7 @@ def pot_for(
     limit: int,
     recall: int | None = None,
     passages: Sequence[Passage] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> tuple[Pot, int]:
     """Return the pot to decode over, and how many tokens were recalled for it.
 
@@ -73,17 +83,24 @@ def pot_for(
         limit: Tokens that the answer may take.
         recall: Tokens to bring back; None: as the configuration says.
         passages: What to answer from; None: what is found.
+        cancelled: Asked after every forward pass.
 
     Raises:
+        GoneError: `cancelled` said so.
         QuestionTooLongError: Prompt, passages and answer do not fit into the budget.
     """
     if how == "reuse":
         return memory.pot, 0
+
+    def told(stats: ReadStats | None = None) -> None:
+        if cancelled is not None and cancelled():
+            raise GoneError
+
     setup, text = memory.setup, memory.text
     behind = len(prompt.behind) + limit
     if how == "reread":
         reader = Reader(setup.adapter, memory.config)
-        return reader.read(text, prompt.before, [prompt.behind], behind)[0], 0
+        return reader.read(text, prompt.before, [prompt.behind], behind, progress=told)[0], 0
     given = passages is not None
     if passages is None:
         passages = passages_for(memory, prompt, limit, recall)
@@ -92,7 +109,7 @@ def pot_for(
     if given and slots > (room := room_for(memory, prompt, limit)):
         raise QuestionTooLongError(f"these passages need more than the {room} free slots: answer from fewer.")
     if memory.config.recalled == "read":
-        pot = pot_of_text(setup, text, read, len(prompt.before) + slots + behind, prompt.before)
+        pot = pot_of_text(setup, text, read, len(prompt.before) + slots + behind, prompt.before, told)
         return pot, sum(p.end - p.start for p in passages)
     shelf = memory.finder.shelf
     rows = (shelf.rows_of(p.start, p.end) for p in passages)  # a bounded shelf holds parts of spans
@@ -136,6 +153,45 @@ def check_recall(tokens: int | None) -> None:
     """
     if tokens is not None and tokens < 1:
         raise QuestionError(f"{tokens} tokens cannot be recalled: give recall a whole number of at least 1.")
+
+
+def check_asked(form: PromptForm, question: str, options: Mapping[str, Any]) -> None:
+    """Refuse a question that `DocumentMemory.ask` would refuse, before documents are read for nothing.
+
+    Args:
+        form: The model's way of putting questions.
+        question: What is asked.
+        options: Options of `DocumentMemory.ask`.
+
+    Raises:
+        QuestionError: The question is empty, or an option is out of range.
+        TypeError: There is no such option.
+    """
+    from infinipot_llm.memory.memory import DocumentMemory
+
+    inspect.signature(DocumentMemory.ask).bind(None, question, **options)
+    form.question(question)
+    check_recall(options.get("recall"))
+    check_followup(options.get("followup"))
+    stop = options.get("stop", ())
+    limit = options.get("max_new_tokens")
+    Sampling(
+        1 if limit is None else limit,
+        options.get("temperature", 0.0),
+        options.get("top_p", 1.0),
+        (stop,) if isinstance(stop, str) else tuple(stop),
+        options.get("seed"),
+    )
+
+
+def check_followup(followup: str | None) -> None:
+    """Refuse a way of answering that there is none of.
+
+    Raises:
+        QuestionError: It is none.
+    """
+    if followup is not None and followup not in FOLLOWUPS:
+        raise QuestionError(f"followup is {followup!r}: give one of {', '.join(FOLLOWUPS)}.")
 
 
 def room_for(memory: DocumentMemory, prompt: Prompt, limit: int) -> int:

@@ -20,16 +20,16 @@ from infinipot_llm.answering.compose import Asked, compose, compose_several
 from infinipot_llm.answering.decode import OnText, Sampling
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.answering.together import fits_together
-from infinipot_llm.config import FOLLOWUPS, PotConfig
+from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document, Span
 from infinipot_llm.errors import MemoryFileError, QuestionError
 from infinipot_llm.memory import saved
-from infinipot_llm.memory.asking import check_recall, passages_for, pot_for, room_for, usual_prompt
+from infinipot_llm.memory.asking import check_followup, check_recall, passages_for, pot_for, room_for, usual_prompt
 from infinipot_llm.memory.file import MemoryFile
 from infinipot_llm.memory.recall import Finder, Passage
 from infinipot_llm.memory.setup import Setup
 from infinipot_llm.memory.shelf import Shelf
-from infinipot_llm.memory.waiting import awaited, awaited_pieces, pieces
+from infinipot_llm.memory.waiting import awaited, awaited_pieces, overheard, pieces
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import ReadStats
@@ -235,7 +235,11 @@ class DocumentMemory:
             for start in range(0, len(numbers), together):
                 some = numbers[start : start + together]
                 asked = [
-                    Asked(prompts[n][0], partial(pot_for, self, "recall", prompts[n][0], limit, recall), prompts[n][2])
+                    Asked(
+                        prompts[n][0],
+                        partial(pot_for, self, "recall", prompts[n][0], limit, recall, cancelled=cancelled),
+                        prompts[n][2],
+                    )
                     for n in some
                 ]
                 found = compose_several(
@@ -273,7 +277,8 @@ class DocumentMemory:
         check_recall(recall)
         return compose(
             self._adapter, self._form.codec, self.text, self.stats, prompt,
-            lambda: pot_for(self, how, prompt, sampling.max_new_tokens, recall, passages), sampling, **options,
+            lambda: pot_for(self, how, prompt, sampling.max_new_tokens, recall, passages, options.get("cancelled")),
+            sampling, **options,
         )  # fmt: skip
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
@@ -281,15 +286,15 @@ class DocumentMemory:
 
         An error is raised here, and leaving the loop ends the decoding.
         """
-        return pieces(partial(self.ask, question, citations=False, **options))
+        return pieces(overheard(partial(self.ask, question, citations=False), options))
 
     async def aask(self, question: str, **options: Any) -> Answer:
         """Answer a question without blocking the event loop; cancelling the task ends the decoding."""
-        return await awaited(partial(self.ask, question, **options))
+        return await awaited(overheard(partial(self.ask, question), options))
 
     def astream(self, question: str, **options: Any) -> AsyncIterator[str]:
         """Yield the answer piece by piece without blocking the event loop; takes the options of `ask`."""
-        return awaited_pieces(partial(self.ask, question, citations=False, **options))
+        return awaited_pieces(overheard(partial(self.ask, question, citations=False), options))
 
     def chat(self) -> Chat:
         """Start a conversation about the documents: earlier questions and answers are kept."""
@@ -347,7 +352,8 @@ class DocumentMemory:
         if self.file is not None:
             self.file.copy_to(target)
         else:
-            saved.write_whole(self, target)
+            with self._adapter.lock:  # somebody may be answering over the pot that is written
+                saved.write_whole(self, target)
         return target
 
     def renamed(self, documents: tuple[Document, ...]) -> DocumentMemory:
@@ -367,9 +373,8 @@ class DocumentMemory:
         return DocumentMemory(self.setup, text, self.stats, pot=pot, shelved=self.shelved, file=file)
 
     def _how(self, followup: str | None) -> str:
+        check_followup(followup)
         how = followup or self.config.followup
-        if how not in FOLLOWUPS:
-            raise QuestionError(f"followup is {how!r}: give one of {', '.join(FOLLOWUPS)}.")
         if how == "recall" and self.shelved is None:
             if followup is not None:
                 raise QuestionError("this memory was read without a shelf: ask with followup='reuse' or 'reread'.")

@@ -22,7 +22,7 @@ from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.distill import Tracer
 from infinipot_llm.pot.pot import Pot
-from infinipot_llm.pot.reader import Progress, Reader
+from infinipot_llm.pot.reader import Progress, Reader, ReadStats
 
 TEXT_BYTES_PER_TOKEN = 12 + 4 + 6
 """Beside keys and values: ids and offsets, the token's row, and its share of the text."""
@@ -41,12 +41,20 @@ def expected_bytes(setup: Setup, tokens: int) -> int:
     return HEADER_BYTES + shelf + tokens * TEXT_BYTES_PER_TOKEN + pot
 
 
+def working_bytes(setup: Setup, tokens: int) -> int:
+    """Return about how much room is needed beside that file until what was written is put in order, at the end."""
+    layout, most = setup.layout, setup.config.shelf_bytes
+    if most is None:
+        return tokens * layout.scoring_packing.row_bytes
+    return min(most + setup.config.budget * layout.token_bytes, tokens * layout.token_bytes)
+
+
 def remember(
     setup: Setup,
     text: TokenizedText,
     catalysts: Sequence[Sequence[int]],
     reserve: int,
-    scratch: Path,
+    scratch: Path | None,
     *,
     placed: Callable[[Path], Path] | None = None,
     unused: Callable[[], None] | None = None,
@@ -54,14 +62,14 @@ def remember(
     progress: Progress | None = None,
     tracer: Tracer | None = None,
 ) -> DocumentMemory:
-    """Read a text into a memory.
+    """Read a text into a memory. The model is held while it reads, and not while the file finds its place.
 
     Args:
         setup: The model and how to read.
         text: What to read; for an extension the base's text with more behind it.
         catalysts: Tokens of the prompts that score the slots.
         reserve: Slots left free behind the text in the pot.
-        scratch: File to write into, on a disk with room.
+        scratch: File to write into, on a disk with room; None without a shelf.
         placed: Called when it is whole, before anything is read from it; returns where it is to be opened.
         unused: Called when nothing uses the file any more, at the latest when the process ends.
         base: A memory of the beginning of this text, to read on from; it stays as it is.
@@ -71,17 +79,39 @@ def remember(
     Raises:
         StoreError: The disk has no room, before reading or while at it; nothing is left behind then.
     """
+    with setup.adapter.lock:
+        pot, stats, null = _read(setup, text, catalysts, reserve, scratch, base, progress, tracer)
+    if null is None or scratch is None:
+        return DocumentMemory(setup, text, stats, pot=pot)
+    file = _placed(scratch, placed)
+    if unused is not None:
+        weakref.finalize(file, unused)
+    before = _segments(base)
+    shelf = Shelf([*before, Segment(file, setup.layout, setup.adapter.device)])
+    return DocumentMemory(setup, text, stats, pot=pot, shelved=Shelved(shelf, null), file=None if before else file)
+
+
+def _read(
+    setup: Setup,
+    text: TokenizedText,
+    catalysts: Sequence[Sequence[int]],
+    reserve: int,
+    scratch: Path | None,
+    base: DocumentMemory | None,
+    progress: Progress | None,
+    tracer: Tracer | None,
+) -> tuple[Pot, ReadStats, Tensor | None]:
+    """Read, and write the file where there is a shelf; returns the pot, what it cost, and null scores of all rows."""
     adapter, config = setup.adapter, setup.config
     begin = len(base.text) if base else 0
-    before = base.shelved.shelf.segments if base and base.shelved else ()
+    before = _segments(base)
     pot = _copy(adapter, base.pot, config.budget) if base else None
     draft: Draft | None = None
     writer: ShelfWriter | None = None
-    null: Tensor | None = None
     try:
-        if config.shelf != "off":
-            layout = setup.layout
-            check_room(scratch.parent, expected_bytes(setup, len(text) - begin))
+        if scratch is not None:
+            layout, more = setup.layout, len(text) - begin
+            check_room(scratch.parent, expected_bytes(setup, more) + working_bytes(setup, more))
             draft = Draft(scratch)
             most = None if config.shelf_bytes is None else config.shelf_bytes // layout.token_bytes
             writer = ShelfWriter(draft, layout, begin, most, before[0].normal if before else None)
@@ -92,26 +122,26 @@ def remember(
         if base:
             stats = replace(stats, cycles=stats.cycles + base.stats.cycles, seconds=stats.seconds + base.stats.seconds)
         if draft is None or writer is None:
-            return DocumentMemory(setup, text, stats, pot=pot)
+            return pot, stats, None
         writer.finish()
         written = Shelf([*before, Segment(draft, writer.layout, adapter.device)])
         nothing = [setup.form.question(q) for q in NO_CONTENT]
-        null = null_scores(adapter, setup.prefix, nothing, written, setup.heads)
+        null = saved.as_saved(null_scores(adapter, setup.prefix, nothing, written, setup.heads))
         if before:  # a segment of a shelf: the memory becomes one file when it is saved
             draft.finish({"segment": True})
         else:
             saved.write_rest(draft, setup, text, stats, pot, null)
+        return pot, stats, null
     except BaseException:
         if writer is not None:
             writer.close()
         if draft is not None:
             draft.discard()
         raise
-    file = _placed(scratch, placed)
-    if unused is not None:
-        weakref.finalize(file, unused)
-    shelf = Shelf([*before, Segment(file, writer.layout, adapter.device)])
-    return DocumentMemory(setup, text, stats, pot=pot, shelved=Shelved(shelf, null), file=None if before else file)
+
+
+def _segments(base: DocumentMemory | None) -> tuple[Segment, ...]:
+    return base.shelved.shelf.segments if base and base.shelved else ()
 
 
 def _placed(scratch: Path, placed: Callable[[Path], Path] | None) -> MemoryFile:
@@ -135,8 +165,8 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StoreError(
-            f"the shelf of this document will take {needed / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free: "
-            "make room, bound it (shelf_bytes), or keep less (shelf='keys', or 'off')."
+            f"the shelf of this document takes {needed / 1e6:.0f} MB while it is written, and {folder} has "
+            f"{free / 1e6:.0f} MB free: make room, bound it (shelf_bytes), or keep less (shelf='keys', or 'off')."
         )
 
 

@@ -33,6 +33,7 @@ from infinipot_llm.memory.packing import Normal, Packing
 from infinipot_llm.memory.setup import Setup
 from infinipot_llm.memory.shelf import MEAN, ROWS, SCORING, SPREAD, TOKENS, Segment, Shelf
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.device import DTYPES
 from infinipot_llm.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import PREFIX, Pot, Recent
@@ -64,6 +65,10 @@ def fingerprints(adapter: Adapter, form: PromptForm) -> dict[str, str]:
         "tokenizer": tokenizer_fingerprint(form.codec),
         "prompt": hashlib.sha256(prompt.encode()).hexdigest(),
     }
+
+
+def _dtype(adapter: Adapter) -> str:
+    return str(adapter.dtype).removeprefix("torch.")
 
 
 def write_text(draft: Draft, text: TokenizedText) -> None:
@@ -134,6 +139,11 @@ def _document(d: dict[str, Any]) -> Document:
     return Document(d["name"], d["text"], pages, notes=tuple(d["notes"]), turns=turns)
 
 
+def as_saved(null: Tensor) -> Tensor:
+    """Round null scores as a file holds them, so that a memory answers the same before and after it was saved."""
+    return (null * NULL_SCALE).to(torch.float16).to(torch.float32) / NULL_SCALE
+
+
 def write_rest(
     draft: Draft, setup: Setup, text: TokenizedText, stats: ReadStats, pot: Pot, null: Tensor | None
 ) -> None:
@@ -148,13 +158,14 @@ def write_rest(
         null: [R, n] float32, the null scores of the shelf's rows; None without a shelf.
     """
     if null is not None:
-        draft.add(NULL, (null * NULL_SCALE).to(torch.float16).cpu().numpy())
+        draft.add(NULL, (null * NULL_SCALE).to(torch.float16).cpu().numpy())  # exact: see `as_saved`
     write_text(draft, text)
     whole = null is not None and setup.layout.whole and len(draft.rows(TOKENS)) == len(text)
     about = {
         "made_by": version("infinipot-llm"),
         "model": setup.model,
         "family": setup.adapter.family,
+        "dtype": _dtype(setup.adapter),
         "fingerprints": fingerprints(setup.adapter, setup.form),
         "config": setup.config.to_dict(),
         "stats": asdict(stats),
@@ -212,9 +223,11 @@ def open_memory(path: Path, setup: Setup) -> DocumentMemory:
         other = [what for part, what in _PARTS.items() if about["fingerprints"].get(part) != mine[part]]
         if other:
             called = str(about["model"] or about["family"])[:100]
+            made = about.get("dtype")
+            how = f", with dtype={made!r} or --dtype {made}" if made in DTYPES and made != _dtype(adapter) else ""
             raise MemoryFileError(
                 f"{path.name} was made with {' and '.join(other)}: load the model it was made with "
-                f"({called if called.isprintable() else 'of no name'}), or read the document again."
+                f"({called if called.isprintable() else 'of no name'}{how}), or read the document again."
             )
         if about["config"].get("version") != asking.version:
             raise MemoryFileError(
@@ -391,7 +404,7 @@ def read_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, shelf: Shelf
         keys, values = (torch.zeros(L, K, S - P, D, device=device) for _ in range(2))
         if about["whole_shelf"] and shelf is not None:
             tokens = torch.from_numpy(shelf.tokens.astype(np.int64)).to(device)
-            missing = held < 0
+            found = held < 0
             for start in range(0, len(shelf), 1024):
                 stop = min(start + 1024, len(shelf))
                 row = torch.searchsorted(tokens[start:stop], held.to(torch.int64))
@@ -402,8 +415,8 @@ def read_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, shelf: Shelf
                     layer, head, slot = here.nonzero(as_tuple=True)
                     keys[layer, head, slot] = some_keys[layer, head, row[here]]
                     values[layer, head, slot] = some_values[layer, head, row[here]]
-                    missing |= here
-            if not bool(missing.all()):
+                    found |= here
+            if not bool(found.all()):
                 raise damaged
         else:
             if tuple(file.shape("pot.rows")) != (S - P, Packing(8, 2 * L * K, D).row_bytes):

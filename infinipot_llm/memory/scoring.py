@@ -35,6 +35,9 @@ BEST_TOKENS = 4
 BLOCK_ROWS = 4096
 """Rows that are scored at once."""
 
+BLOCK_BYTES = 256 * 2**20
+"""Most bytes of the logits of those rows: a long question, or many heads, are scored some tokens at a time."""
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -97,14 +100,20 @@ def attention(shelf: Shelf, asked: Queries, cuts: NDArray[np.int64] | None = Non
         cuts: Rows at which blocks may end, increasing, 0 and R among them; None: anywhere.
     """
     keys = list(asked.keys)
-    denominators = asked.states.new_full(asked.states.shape[:2], -torch.inf)  # [n, Q]
+    n, Q = asked.states.shape[:2]
+    parts = asked.states.split(max(1, BLOCK_BYTES // (n * BLOCK_ROWS * 4)), dim=1)  # of q tokens each
+    denominators = [part.new_full(part.shape[:2], -torch.inf) for part in parts]  # [n, q]
     blocks = list(_blocks(len(shelf), cuts))
     for start, stop in blocks:
-        logits = asked.states @ shelf.scoring_keys(start, stop)[:, keys].permute(1, 2, 0)  # [n, Q, rows]
-        denominators = torch.logaddexp(denominators, logits.logsumexp(dim=2))
+        held = shelf.scoring_keys(start, stop)[:, keys].permute(1, 2, 0)  # [n, D, rows]
+        for part, denominator in zip(parts, denominators, strict=True):
+            torch.logaddexp(denominator, (part @ held).logsumexp(dim=2), out=denominator)
     for start, stop in blocks:
-        logits = asked.states @ shelf.scoring_keys(start, stop)[:, keys].permute(1, 2, 0)
-        yield start, (logits - denominators[..., None]).exp_().mean(dim=1)
+        held = shelf.scoring_keys(start, stop)[:, keys].permute(1, 2, 0)
+        total = held.new_zeros(n, held.shape[2])
+        for part, denominator in zip(parts, denominators, strict=True):
+            total += (part @ held).sub_(denominator[..., None]).exp_().sum(dim=1)
+        yield start, total / Q
 
 
 def span_scores(shelf: Shelf, null: Tensor, asked: Queries, cuts: NDArray[np.int64]) -> Tensor:

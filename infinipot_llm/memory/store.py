@@ -149,7 +149,7 @@ class MemoryStore:
             try:
                 yield
             finally:
-                for path in [p for p, s in self._scratches.items() if begins and (s.key, s.thread) == mine]:
+                for path in [p for p, s in list(self._scratches.items()) if begins and (s.key, s.thread) == mine]:
                     self.discard(path)
 
     def scratch(self, key: str) -> Path:
@@ -265,11 +265,23 @@ class MemoryStore:
             self._place.clean()
             return sum(self._place.remove(path) for path, _ in self._place.memories())
 
+    def check_size(self, nbytes: int) -> None:
+        """Refuse a memory that the store could not take, whatever it evicted: before it is made, and when it is put.
+
+        Raises:
+            StoreError: It is larger than the store may be.
+        """
+        if nbytes > self.max_bytes:
+            raise StoreError(
+                f"the memory takes {_size(nbytes)} but the store may take {_size(self.max_bytes)} in all: raise the "
+                f"store's limit (max_bytes) to {nbytes} or more."
+            )
+
     def _install(self, target: Path, finished: Path, description: dict[str, Any]) -> None:
         """Make a scratch durable and room for it, then give it its name."""
         text = note_text(description)
         nbytes = seal(finished)
-        self._check_size(nbytes)
+        self.check_size(nbytes)
         note = scratch_files(finished)[0]
         write_private(note, text)
         with self._place.names():
@@ -296,7 +308,7 @@ class MemoryStore:
         with self.writing(key), self._place.sentences():
             if is_ordinary(target):  # by the process that was waited for
                 return target
-            self._check_size(manifest.nbytes)
+            self.check_size(manifest.nbytes)
             if manifest.nbytes > self.free_bytes():
                 raise OSError(errno.ENOSPC, f"{_size(manifest.nbytes)} would come from the remote")
             scratch = self.scratch(key)
@@ -306,13 +318,6 @@ class MemoryStore:
             finally:
                 self.discard(scratch)
         return target
-
-    def _check_size(self, nbytes: int) -> None:
-        if nbytes > self.max_bytes:
-            raise StoreError(
-                f"the memory takes {_size(nbytes)} but the store may take {_size(self.max_bytes)} in all: raise the "
-                f"store's limit (max_bytes) to {nbytes} or more."
-            )
 
 
 def _open(path: Path) -> BinaryIO | None:

@@ -22,6 +22,25 @@ class _End(Generic[T]):
     error: BaseException | None = None
 
 
+def overheard(ask: Ask[T], options: dict[str, Any]) -> Ask[T]:
+    """Return `ask` with options, of which `cancelled` and `on_text` count beside those of whoever waits here."""
+    own, told = options.get("cancelled"), options.get("on_text")
+
+    def heard(cancelled: Callable[[], bool], on_text: Callable[[str], None] | None = None) -> T:
+        listeners = [listener for listener in (on_text, told) if listener is not None]
+
+        def each(piece: str) -> None:
+            for listener in listeners:
+                listener(piece)
+
+        def nobody_waits() -> bool:
+            return cancelled() or (own is not None and own())
+
+        return ask(**{**options, "cancelled": nobody_waits, "on_text": each if listeners else None})
+
+    return heard
+
+
 def pieces_and_value(ask: Ask[T]) -> Iterator[str | T]:
     """Yield an answer piece by piece, and last what `ask` returned.
 

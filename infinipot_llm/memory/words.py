@@ -14,6 +14,7 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
+from infinipot_llm.documents.clean import clean
 from infinipot_llm.memory.spans import Spans
 from infinipot_llm.models.text import TokenizedText
 
@@ -42,7 +43,7 @@ class Words:
 
     def scores(self, question: str) -> NDArray[np.float32]:
         """Return the BM25 score of every span, [M] float32; zeros where no word is shared."""
-        words = [w for w in _words(question) if w in self._known]
+        words = [w for w in _words(clean(question)) if w in self._known]
         if not words:
             return np.zeros(self._index.scores["num_docs"], dtype=np.float32)
         return np.asarray(self._index.get_scores(words), dtype=np.float32)

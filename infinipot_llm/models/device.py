@@ -54,6 +54,12 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory, of the machine or of a GPU, ran out."""
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch has no class for it
+    return on_cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
 @cache
 def bf16_speedup() -> float:
     """Return how many times as fast as in float32 this CPU multiplies matrices in bf16: some 20 ms, once per process.

@@ -140,6 +140,8 @@ class Reader:
             pot.cache.observer = pot.watch
             carry = adapter.forward(torch.tensor(list(prefix), dtype=torch.long), pot.cache)[-1:]
             pot.record(torch.full((len(prefix),), PREFIX, device=device))
+        if not fresh and needs.novelty and len(text) - start > room - pot.length:
+            carry = self._judge_tail(pot, every[:start])
         while stats.tokens_read < len(text):
             if pot.length >= room:
                 left = len(text) - stats.tokens_read
@@ -174,3 +176,36 @@ class Reader:
         pot.pinned = min(pinned, pot.length)
         pot.cache.observer = None
         return pot, stats
+
+    def _judge_tail(self, pot: Pot, ids: Tensor) -> Tensor | None:
+        """Compute what a reading left out, since no distillation was to follow: the novelty of its last tokens.
+
+        They are read once more, over what the pot holds before them (layers that slide begin anew with them).
+
+        Args:
+            pot: As that reading left it; gets their novelty.
+            ids: [N] the tokens that it read.
+
+        Returns:
+            The hidden state of the last token, [1, E]; None where nothing was left out.
+        """
+        held = pot.origin.flatten(0, 1)  # [L * K, S]
+        last = torch.arange(len(ids) - held.shape[1], len(ids), device=held.device)  # where a raw slot's token stood
+        raw = (held == last).all(dim=0) & (pot.novelty.flatten(0, 1) == 0).all(dim=0) & (last >= 0)
+        tail = int(raw.flip(0).cumprod(dim=0).sum())
+        if not tail:
+            return None
+        over = Pot(self.adapter, pot.budget)
+        keys, values = pot.newest(pot.length)
+        before = pot.length - tail
+        over.place(keys[:, :, :before], values[:, :, :before], pot.origin[:, :, :before])
+        carry: Tensor | None = None
+        told = []
+        for part in ids[len(ids) - tail :].split(self.config.chunk):
+            hidden = self.adapter.forward(part, over.cache)
+            states = torch.cat([carry, hidden[:-1]]) if carry is not None else hidden[:-1]
+            told.append(surprise(self.adapter, states, part[len(part) - len(states) :]))
+            carry = hidden[-1:]
+        novelty = torch.cat(told)
+        pot.record_novelty(torch.cat([novelty.new_zeros(tail - len(novelty)), novelty]))
+        return carry

@@ -16,9 +16,9 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMe
 
 from infinipot_llm.answering.prompt import Message
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.document import each_once
 from langchain_infinipot.blocks import DOCUMENT_BLOCKS, SILENT_BLOCKS, Limits, content_blocks, other_block, read_block
 from langchain_infinipot.errors import InvalidRequestError
-from langchain_infinipot.sources import unique
 
 _ROLES = {"human": "user", "user": "user", "ai": "assistant", "assistant": "assistant", "model": "assistant"} | {
     "system": "system",
@@ -87,13 +87,13 @@ def read_messages(
         elif role == "assistant":
             question = None
     if not ask:
-        return Request(tuple(said), tuple(unique(documents)))
+        return Request(tuple(said), each_once(documents))
     if question is None or not question.strip():
         raise InvalidRequestError("there is no question: let the messages end with a human message that holds text.")
     exact = asked_at == len(said) - 1 and said[asked_at].text == question
     if asked_at != len(said) - 1:  # tool results, or instructions, behind it: the question still comes last
         said.append(said.pop(asked_at))
-    return Request(tuple(said), tuple(unique(documents)), None if exact else question)
+    return Request(tuple(said), each_once(documents), None if exact else question)
 
 
 def holds_documents(messages: Sequence[BaseMessage]) -> bool:

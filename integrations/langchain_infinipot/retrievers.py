@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 
 from infinipot_llm.documents import Document as Read
 from infinipot_llm.documents import Span
+from infinipot_llm.documents.document import each_once
 from langchain_infinipot.errors import InvalidRequestError, langchain_errors
 from langchain_infinipot.settings import CONFIG, InfiniPotSettings, unknown_setting
-from langchain_infinipot.sources import unique
 
 FEWEST_TOKENS = 16
 """Below this much recall a passage would be cut to less than a sentence."""
@@ -63,7 +63,7 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
             raise InvalidRequestError(f"k is {wanted}: ask for at least 1 passage.")
         with langchain_errors():
             engine = self.engine()
-            documents = unique(self.bound(self.limits()))
+            documents = each_once(self.bound(self.limits()))
             memory = engine.remember(documents)
             tokens = self.recall or memory.config.recall
             found = memory.recall(query, tokens)

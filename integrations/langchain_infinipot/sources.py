@@ -10,7 +10,6 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +100,6 @@ def parsed(data: bytes, name: str) -> Document:
         DocumentError: It cannot be read.
     """
     return _remembered(f"{hashlib.sha256(data).hexdigest()} {name}", lambda: Document.from_bytes(data, name=name))
-
-
-def unique(documents: Sequence[Document]) -> list[Document]:
-    """Return documents in order, each content once, no two with the same name: citations tell them by it."""
-    found: dict[str, Document] = {}
-    names: set[str] = set()
-    for document in documents:
-        if document.id in found:
-            continue
-        name, number = document.name, 1
-        while name in names:
-            number += 1
-            name = f"{document.name} ({number})"
-        names.add(name)
-        found[document.id] = document if name == document.name else replace(document, name=name)
-    return list(found.values())
 
 
 def is_address(source: Any) -> bool:

@@ -11,10 +11,11 @@ from pydantic import BaseModel, Field, model_validator
 
 from infinipot_llm.answering.prompt import Message
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.document import each_once
 from langchain_infinipot import replies
 from langchain_infinipot.errors import InvalidRequestError, QuestionTooLongError, langchain_errors
 from langchain_infinipot.settings import CONFIG, InfiniPotSettings
-from langchain_infinipot.sources import as_sources, unique
+from langchain_infinipot.sources import as_sources
 
 if TYPE_CHECKING:
     from infinipot_llm.answering.answer import Answer
@@ -85,13 +86,13 @@ class InfiniPotDocumentTool(InfiniPotSettings, BaseTool):
                 raise ToolException(str(error)) from error
         return _told(reply.answer), replies.metadata(reply, self.model) | {"answer": reply.answer.text}
 
-    def _ready(self, question: str) -> tuple[Any, list[Document]]:
+    def _ready(self, question: str) -> tuple[Any, tuple[Document, ...]]:
         """Return who answers, and the documents; what fails here is not the calling model's fault."""
         if not question.strip():
             raise ToolException("the question is empty: ask something about the document.")
         with langchain_errors():
             engine = self.engine()
-            documents = unique(self.bound(self.limits()))
+            documents = each_once(self.bound(self.limits()))
             if not documents:
                 raise InvalidRequestError("no document was given: name at least one (document=...).")
             return engine, documents

@@ -91,12 +91,20 @@ def test_most_citations_are_as_many_as_asked_for(memory: DocumentMemory, monkeyp
     assert all(torch.equal(before[name], value) for name, value in memory.pot.state().items())
 
 
+def probability(
+    adapter: Adapter, pot: Pot, question: list[int], answer: list[int], hidden: tuple[int, int] | None = None
+) -> float:
+    if hidden is not None:
+        return citations_module._without(adapter, pot, question, answer, hidden)
+    with pot.scratch():
+        return citations_module._log_probability(adapter, pot, question, answer)
+
+
 def test_a_passage_is_hidden_and_only_that(memory: DocumentMemory) -> None:
     """Hiding nothing changes nothing; what stands in hidden slots has no say, in any layer or head."""
     question, answer = memory._form.question("When?"), CODEC.untrusted("1903")
     adapter, pot = memory._adapter, memory.pot
-    probability = citations_module._log_probability
-    whole = probability(adapter, pot, question, answer, None)
+    whole = probability(adapter, pot, question, answer)
     assert probability(adapter, pot, question, answer, (0, 0)) == pytest.approx(whole, rel=1e-4)
     hidden = (pot.origin >= 0) & (pot.origin < 40)
     without = probability(adapter, pot, question, answer, (0, 40))
@@ -105,11 +113,11 @@ def test_a_passage_is_hidden_and_only_that(memory: DocumentMemory) -> None:
         held = layer.value_states[0, :, : pot.length]
         held[mark] = torch.randn(held[mark].shape, generator=torch.Generator().manual_seed(1)) * 1e3
     assert probability(adapter, pot, question, answer, (0, 40)) == pytest.approx(without, rel=1e-4)
-    assert probability(adapter, pot, question, answer, None) != pytest.approx(whole, rel=1e-2)
+    assert probability(adapter, pot, question, answer) != pytest.approx(whole, rel=1e-2)
     for layer, (keys, values) in zip(pot.cache.layers, state, strict=True):
         layer.rotated_keys.copy_(keys)
         layer.value_states.copy_(values)
-    assert probability(adapter, pot, question, answer, None) == whole
+    assert probability(adapter, pot, question, answer) == whole
 
 
 def test_support_is_what_the_document_adds_to_the_answers_likelihood(memory: DocumentMemory) -> None:
@@ -120,8 +128,7 @@ def test_support_is_what_the_document_adds_to_the_answers_likelihood(memory: Doc
     found = trace(adapter, pot, memory.text, question, answer, "1903")
     bare = Pot(adapter, pot.budget)
     bare.place(*memory.setup.prefix, torch.full((memory.setup.prefix[0].shape[2],), PREFIX))
-    probability = citations_module._log_probability
-    expected = probability(adapter, pot, question, answer, None)
+    expected = probability(adapter, pot, question, answer)
     # The question stands where it stood: hiding slots moves nothing.
     hidden = probability(adapter, pot, question, answer, (0, len(memory.text)))
     assert found.supported == pytest.approx(expected - hidden, rel=1e-4, abs=1e-4)
@@ -241,7 +248,9 @@ def test_a_passage_that_states_the_answer(passage: str, question: str, answer: s
 
 def test_a_fact_told_twice_is_cited_where_it_stands(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where hiding one passage changes nothing, those that state the answer are cited, and no others."""
-    monkeypatch.setattr(citations_module, "_log_probability", lambda *_: -1.0)
+    looked = citations_module._as_it_is
+    monkeypatch.setattr(citations_module, "_as_it_is", lambda *given: (-1.0, looked(*given)[1]))
+    monkeypatch.setattr(citations_module, "_without", lambda *_: -1.0)
     asked, question = memory._form.question("When?"), "When was the mill burned?"
     shared = (memory._adapter, memory.pot, memory.text, asked, [48, 49])
     found = trace(*shared, "In 1903", question_text=question).citations

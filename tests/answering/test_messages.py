@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import byte_tokenizer
 
-from infinipot_llm.answering.messages import QUERY_TOKENS, last_turns_dropped, prompt_of, tidied
-from infinipot_llm.answering.prompt import Message, PromptForm
+from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidied
+from infinipot_llm.answering.prompt import QUERY_TOKENS, Message, PromptForm
 from infinipot_llm.errors import QuestionError
 from infinipot_llm.models.text import TextCodec
 

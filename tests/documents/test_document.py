@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from infinipot_llm.documents import Document, Page, Span
 from infinipot_llm.documents.clean import clean
+from infinipot_llm.documents.document import distinctly_named, each_once
 from infinipot_llm.errors import DocumentError
 
 any_text = st.text(st.one_of(st.characters(), st.sampled_from("\f\r\n\t \ud800\udfff\u00ad\ufeff\x1b[\u0301é가")))
@@ -126,3 +128,18 @@ def test_importing_documents_does_not_import_a_pdf_reader() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_documents_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    files = [tmp_path / year / "report.txt" for year in ("2021", "2022")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(f"Written in {file.parent.name}.", encoding="utf-8")
+    texts = [Document.from_text(text, name="prompt") for text in ("one", "two", "one")]
+    named = distinctly_named([*map(Document.from_file, files), *texts])
+    assert [d.name for d in named] == ["2021/report.txt", "2022/report.txt", "prompt", "prompt (2)", "prompt (3)"]
+    assert [d.text for d in named[2:]] == ["one", "two", "one"]
+    assert [d.name for d in each_once([*texts, texts[1]])] == ["prompt", "prompt (2)"]
+    alone = Document.from_file(files[0])
+    assert distinctly_named([alone, texts[0]]) == (alone, texts[0])
+    assert distinctly_named([]) == each_once([]) == ()

@@ -100,7 +100,9 @@ def test_encrypted(algorithm: str) -> None:
     data = rewrite(make_pdf("Secret text"), encrypt)
     with pytest.raises(DocumentError) as raised:
         Document.from_bytes(data, name="x.pdf")
-    assert str(raised.value) == "x.pdf is encrypted: give its password with --password."
+    assert str(raised.value) == (
+        "x.pdf is encrypted: give its password (--password, or password=... in Python), or save it without one."
+    )
     with pytest.raises(DocumentError, match=r"x\.pdf does not open with this password: check it"):
         Document.from_bytes(data, name="x.pdf", password="wrong")
     with pytest.raises(DocumentError, match="does not open with this password"):

@@ -73,7 +73,7 @@ def test_real_awkward_pdfs_give_a_document_or_a_sentence() -> None:
             assert document.notes[0].startswith("pages 4 to 5 hold no text: they may be scans, which need OCR first")
         if password is not None:
             kinds["encrypted"] += 1
-            with pytest.raises(DocumentError, match="is encrypted: give its password with --password"):
+            with pytest.raises(DocumentError, match="is encrypted: give its password"):
                 Document.from_file(path)
             with pytest.raises(DocumentError, match="does not open with this password"):
                 Document.from_file(path, password="no")

@@ -34,6 +34,9 @@ def prompt_of(case: Case) -> Prompt:
 class FakeExaminee:
     """Reads a context anew when arm or context change, or when the arm wants the question."""
 
+    def forget(self) -> None:
+        """Hold nothing."""
+
     def __init__(self, refuses: str = "never", stops_after: int | None = None) -> None:
         self.refuses = refuses
         self.stops_after = stops_after

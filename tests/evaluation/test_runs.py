@@ -128,3 +128,25 @@ def test_other_settings_are_another_run(changes: dict[str, Any]) -> None:
 def test_two_cases_of_one_key_are_refused() -> None:
     with pytest.raises(ValueError, match="same key"):
         go(FakeExaminee(), Rows(None), [CASES[0], CASES[0]])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_an_arm_for_which_memory_runs_out_is_refused_and_the_others_go_on(error: Exception) -> None:
+    class Small(FakeExaminee):
+        forgot = 0
+
+        def answer(self, arm: Any, *args: Any, **how: Any) -> Any:
+            if arm is FULL:
+                raise error
+            return super().answer(arm, *args, **how)
+
+        def forget(self) -> None:
+            self.forgot += 1
+
+    examinee = Small()
+    found = go(examinee, Rows(None), arms=[FULL, QUIET])
+    assert ["refused" in row for row in found] == [True] * 5 + [False] * 5
+    assert examinee.forgot == 5
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        go(examinee, Rows(None), arms=[FULL])

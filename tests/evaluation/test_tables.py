@@ -140,3 +140,16 @@ def test_hit_rates_tell_what_was_refused_from_what_was_not_distilled() -> None:
     assert [cell.split()[0] for cell in lines[2][3:6]] == ["0.750", "0.625", "0.562"]
     assert lines[2][6:] == ["0.250", "2", "2"]
     assert lines[3] == ["b", "0", "1", *[""] * 6]
+
+
+def test_all_is_the_mean_of_the_tasks_over_what_every_arm_could_do() -> None:
+    few = [row(arm, n, 1.0, "few") for arm in ("full", "small") for n in range(6)]
+    many = [row(arm, n, 0.2 if arm == "full" else 0.4, "many") for arm in ("full", "small") for n in range(18)]
+    long = [row("full", 99, None, "many"), row("small", 99, 1.0, "many")]
+    table = summary(few + many + long)
+    n, refused, score, *_ = cells(table, "all", "full")
+    assert (n, refused, score[:5]) == ("24", "", "0.600")
+    n, _, score, difference, *_ = cells(table, "all", "small")
+    assert (n, score[:5], difference[:6]) == ("24", "0.700", "+0.100")
+    assert cells(table, "many", "full")[:2] == ["18", "1"]
+    assert cells(table, "many", "small")[0] == "19"

@@ -264,6 +264,11 @@ def test_beside_another_index_in_one_storage_context(tmp_path: Path, llm: Infini
         InfiniPotIndex.load(tmp_path, llm=llm)
     assert InfiniPotIndex.load(tmp_path, llm=llm, index_id=mine.index_id).ref_doc_info.keys() == {"/nowhere/mill.pdf"}
     assert InfiniPotIndex.load(tmp_path, llm=llm, index_id=also.index_id).ref_doc_info.keys() == {"river"}
+    alone = InfiniPotIndex.load(tmp_path, llm=llm, index_id=mine.index_id)
+    alone.insert(Document(text="The bridge was built in 1911.", id_="bridge"))
+    alone.storage_context.persist(str(tmp_path))  # the other index was not loaded: its memories stay
+    assert InfiniPotIndex.load(tmp_path, llm=llm, index_id=also.index_id).ref_doc_info.keys() == {"river"}
+    assert len(list((tmp_path / "infinipot").iterdir())) == 3
     again = StorageContext.from_defaults(persist_dir=str(tmp_path))
     assert load_index_from_storage(again, index_id=vectors.index_id, embed_model=embed).as_retriever().retrieve("x")
 

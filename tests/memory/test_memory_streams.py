@@ -228,3 +228,28 @@ def test_leaving_a_stream_while_another_reading_goes_on() -> None:
         done.set()
         other.join()
     assert (answer.text, answer.finish_reason, answer.citations) == ("", "cancelled", ())
+
+
+def test_whoever_streams_may_still_say_that_it_is_enough(llm: InfiniPot, memory: DocumentMemory) -> None:
+    pieces: list[str] = []
+    with Words(llm.adapter):
+        said = list(memory.stream("When?", cancelled=lambda: len(pieces) > 2, on_text=pieces.append))
+        assert "".join(said) == "".join(pieces)
+        assert 2 < len(pieces) < LIMIT
+        pieces.clear()
+        answer = asyncio.run(memory.aask("When?", cancelled=lambda: len(pieces) > 2, on_text=pieces.append))
+    assert answer.finish_reason == "cancelled"
+    assert len(pieces) < LIMIT
+
+
+def test_reading_again_can_be_cancelled(memory: DocumentMemory) -> None:
+    asked: list[bool] = []
+
+    def enough() -> bool:
+        asked.append(True)
+        return len(asked) > 3
+
+    answer = memory.ask("When?", followup="reread", cancelled=enough)
+    assert (answer.text, answer.finish_reason) == ("", "cancelled")
+    assert len(asked) == 4
+    assert memory.ask("When?", followup="reread", max_new_tokens=3).finish_reason == "length"

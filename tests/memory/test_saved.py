@@ -90,7 +90,7 @@ def test_the_pot_is_rebuilt_up_to_rounding(saved: Saved, kind: str) -> None:
     assert float(ours["novelty"].max()) > 0
     assert torch.equal(ours["novelty"].half().float(), theirs["novelty"])
     assert memory.pot.pinned == llm.load(path).pot.pinned
-    share = 0.12 if kind == "int4" else 0.012
+    share = 0.13 if kind == "int4" else 0.012
     for name in ("keys", "rotated_keys", "values"):
         # of the largest number of that layer and head: a step is a share of the largest of a vector
         most = ours[name].abs().amax(dim=(2, 3), keepdim=True)

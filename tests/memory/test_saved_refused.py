@@ -59,7 +59,8 @@ def test_what_differs_is_named(saved: Saved, changes: dict[str, Any], parts: tup
             return
         told = refusal(llm, saved["int8"][2])
         assert {part for part, name in names.items() if name in told} == set(parts)
-        assert "(tiny)" in told
+        assert "(tiny" in told
+        assert ("--dtype float32" in told) == ("dtype" in changes)
 
 
 def test_another_format_version_is_named(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ def test_null_scores_are_the_mean_over_questions(memory: DocumentMemory, monkeyp
 def test_the_memorys_own_null_scores(memory: DocumentMemory) -> None:
     expected = torch.stack([naive(memory, asked(memory, q)) for q in scoring.NO_CONTENT]).mean(dim=0).T
     assert memory.finder.null.dtype == torch.float32
-    assert (memory.finder.null - expected).abs().max() <= 1e-5 * expected.max()
+    assert (memory.finder.null - expected).abs().max() <= 1e-3 * expected.max()  # rounded as in a file
     assert len(set(scoring.NO_CONTENT)) == len(scoring.NO_CONTENT) >= 3
 
 
@@ -227,3 +227,16 @@ def test_a_question_leaves_no_trace_in_the_prefix(memory: DocumentMemory) -> Non
 def test_standard_deviations() -> None:
     scores = torch.tensor([[1.0, 3.0], [5.0, 5.0]])
     assert standard(scores).tolist() == [[-1.0, 1.0], [0.0, 0.0]]  # what tells nothing apart counts nothing
+
+
+def test_many_queries_are_scored_some_at_a_time(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = asked(memory, "When did mill number 7 burn down, and who paid for it?")
+    whole = list(attention(memory.finder.shelf, wanted, memory.finder.cuts))
+    n, Q = wanted.states.shape[:2]
+    for at_once in (1, 7, Q):
+        monkeypatch.setattr(scoring, "BLOCK_BYTES", at_once * n * scoring.BLOCK_ROWS * 4)
+        for (start, shares), (same, parts) in zip(
+            whole, attention(memory.finder.shelf, wanted, memory.finder.cuts), strict=True
+        ):
+            assert start == same
+            assert torch.allclose(shares, parts, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -90,3 +91,12 @@ def test_one_score_for_every_span() -> None:
     text: TokenizedText = CODEC.document([Document.from_text("\n\n".join(LINES * 7))])
     spans = cut(text)
     assert len(Words(text, spans).scores("mill")) == len(Words(text, spans).scores("zebra")) == len(spans)
+
+
+def test_a_question_is_normalised_as_documents_are() -> None:
+    text = CODEC.document([Document.from_text("Herr Müller fand die Quelle.\n\nEin Fisch schwamm.\n\nNichts.")])
+    words = Words(text, cut(text))
+    plain = words.scores("Müller")
+    assert plain.max() > 0
+    assert words.scores(unicodedata.normalize("NFD", "Müller")).tolist() == plain.tolist()
+    assert words.scores("\ud83d Müller").tolist() == plain.tolist()

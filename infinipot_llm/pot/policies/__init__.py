@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from infinipot_llm.config import PotConfig
-from infinipot_llm.errors import BudgetError
 from infinipot_llm.pot.policies.expected_attention import ExpectedAttentionPolicy
 from infinipot_llm.pot.policies.full import FullPolicy
 from infinipot_llm.pot.policies.h2o import H2OPolicy
@@ -34,11 +33,5 @@ POLICIES: dict[str, type[Policy]] = {
 
 
 def make_policy(config: PotConfig) -> Policy:
-    """Return the policy that `config.policy` names, with the configuration's knobs.
-
-    Raises:
-        BudgetError: No policy has that name.
-    """
-    if config.policy not in POLICIES:
-        raise BudgetError(f"unknown policy {config.policy!r}: choose one of {', '.join(sorted(POLICIES))}.")
+    """Return the policy that `config.policy` names, with the configuration's knobs."""
     return POLICIES[config.policy].from_config(config)

@@ -19,6 +19,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.vector_stores.simple import SimpleVectorStore
 from llama_index.indices.managed.infinipot.errors import InfiniPotIndexError
+from llama_index.indices.managed.infinipot.struct import InfiniPotStruct
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.infinipot.base import InfiniPotIndex
@@ -53,11 +54,18 @@ class MemoryFiles(SimpleVectorStore):
         kept: set[str] = set()
         for index in self._indices:
             kept |= index.save_memories(folder)
+            kept |= _named(index.storage_context)
         for stale in folder.iterdir():
             if MEMORY_FILE.match(stale.name) and stale.name not in kept:
                 stale.unlink(missing_ok=True)  # of a document that was deleted, or has changed since
         self.data.metadata_dict = {NAMESPACE: {"folder": str(folder)}}
         super().persist(persist_path, fs)
+
+
+def _named(context: StorageContext) -> set[str]:
+    """Return the memories that any index of a storage context names, those that were not loaded among them."""
+    structs = context.index_store.index_structs()
+    return {e.memory for s in structs if isinstance(s, InfiniPotStruct) for e in s.documents if e.memory}
 
 
 def memory_folder(context: StorageContext, persist_dir: str | os.PathLike[str] | None) -> Path | None:
