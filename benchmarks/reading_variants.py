@@ -46,6 +46,7 @@ def variants(base: Variant, cores: int) -> list[Variant]:
     found += [
         replace(base, name=f"{base.dtype}, {said}", change=name)
         for name, said in (
+            ("plain", "weights as torch has them, not laid out"),
             ("torchao", "int8 layers by torchao"),
             ("torchao-head", "int8 layers and output head by torchao"),
             ("dynamic", "int8 layers by torch.ao.quantization.quantize_dynamic (deprecated)"),
@@ -60,11 +61,13 @@ class Skipped(Exception):  # noqa: N818 - nothing failed
 
 
 def change(adapter: Adapter, how: str) -> None:
-    """Quantise or compile a model in place.
+    """Quantise or compile a model in place; its weights are plain then, not laid out.
 
     Raises:
         Skipped: What that needs is not installed.
     """
+    if how:
+        adapter.unpack()
     if how.startswith("torchao"):
         try:
             from torchao.quantization import (  # type: ignore[import-not-found,unused-ignore]

@@ -14,6 +14,7 @@ Shapes: `L` layers with slots, `C` new tokens, `V` vocabulary, `E` hidden size, 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from infinipot_llm.errors import BudgetError, ModelError
 from infinipot_llm.models import attention
 from infinipot_llm.models.check import self_check
 from infinipot_llm.models.layers import Layers, apply_function
+from infinipot_llm.models.packed import Packed
 from infinipot_llm.models.rotation import Rotation
 from infinipot_llm.models.slots import SlotCache
 
@@ -39,6 +41,7 @@ class Adapter:
         windows: Of every layer of the model: how many tokens it sees where it slides and holds no slots, else None.
         all_slide: Whether all layers slide. Then there is nothing to distil for, and a budget ends at their window.
         rotates: Of every layer of the model: whether it has rotary positions.
+        vocabulary: V, the number of rows of the output head.
         trained: Positions that the model was trained on.
         window: Most slots of a pot. Slots are positions, so they are bounded by the trained context window.
     """
@@ -58,6 +61,7 @@ class Adapter:
         self.config, self.family, self.trained = known.config, known.family, known.trained
         self.backbone, self.attentions = known.backbone, known.modules
         self.head = model.get_output_embeddings()
+        self.vocabulary = int(self.head.weight.shape[0])
         sliding = [window for window in known.reach if window]
         self.all_slide = len(sliding) == len(known.reach)
         self.windows = (None,) * len(sliding) if self.all_slide else tuple(known.reach)
@@ -66,6 +70,8 @@ class Adapter:
         self.window = sliding[0] if self.all_slide else self.trained - self._taken
         self._before = str(model.config._attn_implementation or "eager")
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._packs = False
+        self._packed: Packed | None = None
         self.open()
         try:
             self.rotates = known.which_rotate()
@@ -83,16 +89,13 @@ class Adapter:
         """The model's floating dtype."""
         return self.model.dtype
 
-    @property
-    def vocabulary(self) -> int:
-        """V, the number of rows of the output head."""
-        return int(self.head.weight.shape[0])
-
     def open(self) -> None:
         """Switch the seam on; no effect when it is on."""
         with self.lock:
             if self._hooks:
                 return
+            if self._packs:
+                self._packed = Packed(self.model)
             AttentionInterface.register(attention.NAME, attention.slot_attention)
             AttentionMaskInterface.register(attention.NAME, _no_mask)
             self._hooks = [a.register_forward_pre_hook(_hand_over, with_kwargs=True) for a in self.attentions]
@@ -105,6 +108,31 @@ class Adapter:
                 hook.remove()
             self._hooks = []
             self.model.set_attn_implementation(self._before)
+            self._lay_back()
+
+    def pack(self) -> None:
+        """Lay the weights of linear layers out for this CPU, as long as the seam is on (packed.py)."""
+        with self.lock:
+            self._packs = True
+            if self._hooks and self._packed is None:
+                self._packed = Packed(self.model)
+
+    def unpack(self) -> None:
+        """Lay weights out no more."""
+        with self.lock:
+            self._packs = False
+            self._lay_back()
+
+    def _lay_back(self) -> None:
+        if self._packed is not None:
+            self._packed.undo()
+            self._packed = None
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every weight of the model with its name, as it is in a plain model."""
+        for name, weight in self.model.named_parameters():
+            plain = None if self._packed is None else self._packed.dense(name)
+            yield name, weight.detach() if plain is None else plain
 
     def check_open(self) -> None:
         """Refuse to go on with a closed model, whose keys would be rotated twice.

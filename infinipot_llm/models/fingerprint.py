@@ -30,9 +30,11 @@ def model_fingerprint(adapter: Adapter) -> str:
     digest = hashlib.sha256(f"{adapter.family} {adapter.dtype}".encode())
     for name in _ARITHMETIC:
         digest.update(f"{name} {getattr(adapter.config, name, None)}\n".encode())
-    for name, weight in sorted(adapter.model.named_parameters()):
-        data = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(f"{name} {tuple(weight.shape)} {zlib.crc32(data.data)}\n".encode())
+    told: dict[str, str] = {}
+    for name, weight in adapter.weights():
+        data = weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        told[name] = f"{name} {tuple(weight.shape)} {zlib.crc32(data.data)}\n"
+    digest.update("".join(told[name] for name in sorted(told)).encode())
     for rotation in adapter.rotations(2):
         if rotation.apply is None:
             digest.update(b"none")  # which layers have no positions counts

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from infinipot_llm.errors import ModelError, ModelNotFetchedError
-from infinipot_llm.models import catalogue
+from infinipot_llm.models import catalogue, packed
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.convert import check_files, verify_tokenizer
 from infinipot_llm.models.device import choose_device, choose_dtype
@@ -72,6 +72,8 @@ def load_model(
                     )
             adapter = Adapter(model.to(where))
             adapter.self_check()
+            if where.type == "cpu" and packed.pays(kind):
+                adapter.pack()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {name!r} cannot be loaded: {_first_line(error)}") from error
     if name in catalogue.CATALOGUE:
