@@ -70,7 +70,10 @@ def to_llama_index(text: str, question: str) -> list[ChatMessage]:
 
 
 def storages(adapter: Adapter) -> set[int]:
-    return {weight.untyped_storage().data_ptr() for weight in adapter.model.parameters()}
+    """Where weights are: of plain ones the address, of those that are laid out the object."""
+    plain = {p.data_ptr() for p in adapter.model.parameters() if p.numel()}
+    held = adapter._packed._held.values() if adapter._packed is not None else ()
+    return plain | {id(laid_out) for _, laid_out in held}
 
 
 def adapter_of(llm: ChatInfiniPot | InfiniPotLLM) -> Adapter:

@@ -71,9 +71,10 @@ def load_model(
                         f"the weights in {name!r} lack {wrong[0]}, or have it in another shape: fetch them again."
                     )
             adapter = Adapter(model.to(where))
-            adapter.self_check()
             if where.type == "cpu" and packed.pays(kind):
+                adapter.close()  # the check opens it, and so sees the laid-out weights beside the plain ones
                 adapter.pack()
+            adapter.self_check()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {name!r} cannot be loaded: {_first_line(error)}") from error
     if name in catalogue.CATALOGUE:
