@@ -106,6 +106,7 @@ def show_memory(path: Path, as_json: bool) -> None:
             for d in json.loads(file.rows("documents").tobytes())
         ]
         kept = {key: about[key] for key in ("model", "family", "made_by", "config", "stats", "layout", "fingerprints")}
+        kept["dtype"] = about.get("dtype")
         tokens, cycles, layout = int(about["stats"]["tokens_read"]), int(about["stats"]["cycles"]), about["layout"]
         kind = "keys and values" if layout and layout["whole"] else "keys alone"
         shelf = f"shelf of {kind} in {int(layout['bits'])} bits" if layout else "no shelf"
@@ -116,7 +117,8 @@ def show_memory(path: Path, as_json: bool) -> None:
         return
     for d in documents:
         click.echo(f"{one_line(d['name'])}: {d['pages']} pages, {d['characters']} characters")
-    made_with = one_line(f"{about['model']} ({about['family']})"[:200])
+    dtype = f", {kept['dtype']}" if kept["dtype"] else ""
+    made_with = one_line(f"{about['model']} ({about['family']}{dtype})"[:200])
     click.echo(f"read with {made_with}: {tokens} tokens, {cycles} cycles")
     each = file.nbytes / max(1, tokens)
     click.echo(f"{file.nbytes / 1e6:.1f} MB, {each:.0f} bytes per token, {shelf}; every byte is as it was written")
