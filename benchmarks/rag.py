@@ -251,7 +251,8 @@ def report_hard(rows: list[dict[str, Any]]) -> None:
 
 def scored(rows: list[dict[str, Any]]) -> str:
     """Return the mean score with its interval."""
-    return "{:.3f} [{:.2f}, {:.2f}]".format(*share([r["score"] for r in rows], [str(r["number"]) for r in rows]))
+    mean, low, high = share([r["score"] for r in rows], [str(r["number"]) for r in rows])
+    return f"{mean:.3f} [no interval]" if np.isnan(low) else f"{mean:.3f} [{low:.2f}, {high:.2f}]"
 
 
 def against_ours(some: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
