@@ -75,7 +75,9 @@ def bench() -> None:
 @arm_options("full,infinipot,streaming,own:truncate")
 @click.option("--lengths", default="4k,8k", show_default=True, help="Tokens of the contexts; 4k are 4,096.")
 @click.option("--depths", default="0,25,50,75,100", show_default=True, help="Where needles stand, in percent.")
-@click.option("--kinds", default="number,name,sentence,several,key-value", show_default=True, help="Kinds of needles.")
+@click.option(
+    "--kinds", default="single,number,name,sentence,several,key-value", show_default=True, help="Kinds of needles."
+)
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Contexts of each sort.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the texts.")
 def needle(lengths: str, depths: str, kinds: str, repeats: int, seed: int, **options: Any) -> None:

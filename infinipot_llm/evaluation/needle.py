@@ -2,14 +2,16 @@
 
 Hay and needles are generated (hay.py): nothing in them can have been learnt, and an answer is right or wrong by rule.
 
+    single      a code or a figure, the only one of its form: the classic needle in a haystack
     number      a code or a figure
     name        who did something
     sentence    what to do, and where: half a point for each
     several     four facts of one town, spread from the depth on to the end: a quarter of a point for each
     key-value   a line of a long register whose lines all look alike: the hard one
 
-Facts of the same form on other towns stand around every needle, so that its form alone does not give it away. Where
-one value is asked for, an answer that tells one of theirs too is wrong: whoever tells everything has found nothing.
+But for `single`, facts of the same form on other towns stand around every needle, so that its form alone does not give
+it away. Where one value is asked for, an answer that tells one of theirs too is wrong: whoever tells everything has
+found nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from infinipot_llm.answering.prompt import Prompt, PromptForm
     from infinipot_llm.models.text import TextCodec
 
-KINDS = ("number", "name", "sentence", "several", "key-value")
-NEW_TOKENS = {"number": 32, "name": 32, "sentence": 64, "several": 96, "key-value": 32}
+KINDS = ("single", "number", "name", "sentence", "several", "key-value")
+NEW_TOKENS = {"single": 32, "number": 32, "name": 32, "sentence": 64, "several": 96, "key-value": 32}
 """Longest answer for every kind, in tokens."""
 
 TOLERANCE = 16
@@ -209,7 +211,7 @@ def _context(
         drawn[text] = value
         return text
 
-    decoys = [decoy() for _ in range(min(24, max(2, length // 400)))]
+    decoys = [] if kind == "single" else [decoy() for _ in range(min(24, max(2, length // 400)))]
     hall = rng.choice(hay_words.HOUSES)
     items = [*(f"a {thing}" for thing in hay_words.THINGS), *(f"some {fruit}" for fruit in hay_words.FRUIT)]
     rng.shuffle(items)
@@ -387,6 +389,7 @@ def _register(line: Callable[[], str]) -> Iterator[list[str]]:
 
 
 _FACTS: dict[str, Callable[[random.Random], _Fact]] = {
+    "single": _number_fact,
     "number": _number_fact,
     "name": _name_fact,
     "sentence": _custom_fact,

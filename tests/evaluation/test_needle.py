@@ -65,12 +65,12 @@ def test_without_its_needle_a_context_tells_nothing(kind: str, seed: int, depth:
     codec = BYTES
     (case,) = needle_cases([length], [depth], [kind], codec, seed=seed)
     assert abs(len(codec.untrusted(case.context)) - length) <= TOLERANCE
-    single = kind not in ("sentence", "several")
-    assert score(case, case.context) == (0.0 if single else 1.0), "who tells everything has found nothing"
+    told_apart = kind not in ("single", "sentence", "several")
+    assert score(case, case.context) == (0.0 if told_apart else 1.0), "who tells everything has found nothing"
     holding = [s for s in re.split(r"(?<=\.)\s+|\n", case.context) if any(v in s for v in case.references)]
     assert len(holding) == (4 if kind == "several" else 1)
     assert score(case, " ".join(holding)) == 1.0
-    assert bool(case.wrong) is single
+    assert bool(case.wrong) is told_apart
     for value in case.wrong[:20]:
         assert value in case.context
         assert score(case, f"{' '.join(holding)} Or {value}.") == 0.0
