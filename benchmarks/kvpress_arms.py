@@ -152,7 +152,7 @@ def peer_arm(press: str, *, hidden: bool, keep: int | None = None) -> Arm:
     """
     known = press in LOOKS and not hidden
     name = f"kvpress:{press}{'+question' * known}{'' if keep is None else f'@{keep}'}"
-    return Arm(name, "full", "whole", wants_question=known)
+    return Arm(name, "full", None, wants_question=known)
 
 
 class Peer:

@@ -18,6 +18,7 @@ what they hold is counted anew, from 0 on.
 
 from __future__ import annotations
 
+import copy
 import gc
 import time
 from dataclasses import dataclass, replace
@@ -111,8 +112,7 @@ class Arm:
         name: As given, for example "infinipot" or "own:snapkv".
         policy: Of the pot; "full" where everything stays, and for recall.
         own: How the policy's authors run it; None for the bounded loop.
-        wants_question: Whether what is kept depends on the question, when it is known: the context is then read once
-            per question, and otherwise once for all.
+        wants_question: Whether what is kept depends on the question, when it is known.
         changes: Settings that differ from the examinee's.
         keeps_positions: Whether slots keep the positions that they were read at.
     """
@@ -123,6 +123,11 @@ class Arm:
     wants_question: bool
     changes: tuple[tuple[str, Any], ...] = ()
     keeps_positions: bool = False
+
+    @property
+    def reads_for_question(self) -> bool:
+        """Whether a context is read again for every question that is known: what is read whole serves all of them."""
+        return self.wants_question and self.own != "whole"
 
 
 def parse_arm(name: str) -> Arm:
@@ -206,7 +211,7 @@ class Examinee:
     ) -> Outcome:
         """Read a context and answer a prompt about it, greedily.
 
-        What was read last is kept for the next call with the same arm and context, unless the arm wants the question.
+        What was read last is kept for the next call with the same arm and context, unless the arm reads for a question.
 
         Args:
             arm: The way.
@@ -221,26 +226,30 @@ class Examinee:
             QuestionError: The question does not fit into what the budget reserves for it.
         """
         text = self._text(context)
-        known = arm.wants_question and not hidden
         config = replace(self.llm.config, policy=arm.policy, **dict(arm.changes))
         reserve = max(config.question_tokens, len(prompt.behind)) + max_new_tokens  # alike for most questions
-        key = (arm, config, context, prompt.before, reserve, prompt.behind if known else None)
+        asked = prompt.behind if arm.reads_for_question and not hidden else None
+        key = (arm, config, context, prompt.before, reserve, asked)
         started = time.perf_counter()
         state, self._state = self._state, None  # never two of them in memory
         reused = state is not None and state.key == key
         if state is None or not reused:
             state = None
-            state = self._read(key, arm, config, text, prompt, reserve, known)
+            state = self._read(key, arm, config, text, prompt, reserve, asked is not None)
         self._state = state
         _wait_for(self.llm.adapter.device)
         ready = time.perf_counter()
-        pot = state.pot
+        pot, cycles = state.pot, state.stats.cycles
         if state.memory is not None:
             pot, _ = pot_for(state.memory, "recall", prompt, max_new_tokens)
+        elif arm.own == "whole":
+            behind = list(prompt.behind) if arm.wants_question and not hidden else None
+            pot = self._dropped_once(pot, config, len(text), len(prompt.before), reserve, behind)
+            cycles = int(pot is not state.pot)
         slots = pot.length
         said = decode(self.llm.adapter, self.llm.form.codec, pot, prompt.behind, Sampling(max_new_tokens, stop=stop))
         return Outcome(
-            said.text, said.finish_reason, len(text), slots, state.stats.cycles,
+            said.text, said.finish_reason, len(text), slots, cycles,
             0.0 if reused else ready - started, time.perf_counter() - ready, len(said.ids),
         )  # fmt: skip
 
@@ -268,7 +277,7 @@ class Examinee:
             memory = InfiniPot(adapter, self.llm.form.codec, config, self.llm.heads).read(text.documents)
             return _State(key, memory.pot, memory.stats, memory)
         if arm.policy == "full" or arm.own == "whole":
-            return self._read_whole(key, arm, config, text, prefix, reserve, list(prompt.behind) if known else None)
+            return self._read_whole(key, arm, config, text, prefix, reserve)
         catalysts = [list(prompt.behind)]
         if not known:
             catalysts = [self.llm.form.question(q) for q in self.llm.generic_questions(text.documents)]
@@ -291,9 +300,8 @@ class Examinee:
         text: TokenizedText,
         prefix: list[int],
         reserve: int,
-        behind: list[int] | None,
     ) -> _State:
-        """Read everything into a large cache; then, but for `full`, drop once down to what the budget has room for.
+        """Read everything into a large cache.
 
         Raises:
             BudgetError: The context is beyond the trained window; or, but for `full`, the budget has no room for
@@ -306,23 +314,39 @@ class Examinee:
                 "choose a shorter context, or an arm that drops while reading."
             )
         big = replace(config, budget=max(needed, config.budget))
-        if arm.own is None:
-            with adapter.lock:
-                pot, stats = Reader(adapter, big).read(text, prefix, [], reserve)
-            return _State(key, pot, stats)
-        check_positions(adapter)
-        divided = plan(config, adapter.window, len(text), len(prefix), 0, reserve)
-        keep, pinned, policy = divided.room, divided.pinned, make_policy(config)
-        if policy.needs.moments:  # they are turned to positions to come, which must be there
-            ahead = min(len(prefix) + len(text) + AHEAD, adapter.window)
-            big = replace(big, budget=max(big.budget, ahead))
+        if arm.own == "whole":
+            check_positions(adapter)
+            plan(config, adapter.window, len(text), len(prefix), 0, reserve)  # refused before it is read
+            if make_policy(config).needs.moments:  # they are turned to positions to come, which must be there
+                ahead = min(len(prefix) + len(text) + AHEAD, adapter.window)
+                big = replace(big, budget=max(big.budget, ahead))
         with adapter.lock:
             pot, stats = Reader(adapter, big).read(text, prefix, [], reserve)
-            if pot.length <= keep:
-                return _State(key, pot, stats)
-            hold_positions(pot)
-            pot.keep(select(_score_whole(adapter, policy, pot, pinned, keep, behind), pinned, keep))
-        return _State(key, pot, replace(stats, cycles=1, slots=keep))
+        return _State(key, pot, stats)
+
+    def _dropped_once(
+        self, whole: Pot, config: PotConfig, tokens: int, prefix: int, reserve: int, behind: list[int] | None
+    ) -> Pot:
+        """Return what the budget has room for of a pot that holds everything, which stays as it is for other questions.
+
+        Args:
+            whole: What was read.
+            config: Of the arm.
+            tokens: Of the context.
+            prefix: Of the prompt before it.
+            reserve: Slots for question and answer.
+            behind: Tokens of the question, if what is kept depends on it.
+        """
+        adapter = self.llm.adapter
+        divided = plan(config, adapter.window, tokens, prefix, 0, reserve)
+        if whole.length <= divided.room:
+            return whole
+        pot = copy.deepcopy(whole)
+        hold_positions(pot)
+        with adapter.lock:
+            scored = _score_whole(adapter, make_policy(config), pot, divided.pinned, divided.room, behind)
+            pot.keep(select(scored, divided.pinned, divided.room))
+        return pot
 
 
 def _score_whole(

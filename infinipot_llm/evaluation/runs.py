@@ -98,7 +98,7 @@ def plan_readings(
 ) -> list[Reading]:
     """Return what is still to be read, arm by arm and context by context.
 
-    Cases of one context are answered from one reading, unless the arm wants the question and it is not hidden.
+    Cases of one context are answered from one reading, unless the arm reads for a question that is not hidden.
 
     Args:
         cases: What is asked.
@@ -115,7 +115,7 @@ def plan_readings(
     for arm in arms:
         for several in contexts.values():
             left = [case for case in several if rows.find(arm.name, case.key, which) is None]
-            if arm.wants_question and not hidden:
+            if arm.reads_for_question and not hidden:
                 readings += [Reading(arm, (case,)) for case in left]
             elif left:
                 readings.append(Reading(arm, tuple(left)))

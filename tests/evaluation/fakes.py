@@ -32,7 +32,7 @@ def prompt_of(case: Case) -> Prompt:
 
 
 class FakeExaminee:
-    """Reads a context anew when arm or context change, or when the arm wants the question."""
+    """Reads a context anew when arm or context change, or when the arm reads for a question."""
 
     def forget(self) -> None:
         """Hold nothing."""
@@ -52,7 +52,7 @@ class FakeExaminee:
         self.how.append(how)
         if arm.name == "full" and self.refuses in context:
             raise BudgetError("too long for a full cache.")
-        held = (arm, context, prompt.question if arm.wants_question and not how["hidden"] else None)
+        held = (arm, context, prompt.question if arm.reads_for_question and not how["hidden"] else None)
         fresh = held != self._held
         self.reads += fresh
         self._held = held

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_model
 
 from infinipot_llm import Document, InfiniPot, PotConfig
+from infinipot_llm.answering.decode import Decoded, decode
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.config import POLICIES
 from infinipot_llm.errors import BudgetError
@@ -88,7 +90,7 @@ def test_full_answers_as_the_plain_model_does(llm: InfiniPot) -> None:
 @pytest.mark.parametrize(
     ("name", "readings"),
     [
-        *(("infinipot", 3), ("own:snapkv", 3), ("own:tova", 3), ("own:h2o", 3)),
+        *(("infinipot", 3), ("own:snapkv", 1), ("own:tova", 1), ("own:h2o", 1)),
         *(("snapkv", 1), ("own:expected-attention", 1), ("streaming", 1), ("full", 1), ("recall", 1)),
     ],
 )
@@ -97,7 +99,8 @@ def test_a_context_is_read_once_unless_the_question_decides(llm: InfiniPot, name
     asked = [prompt(llm, q) for q in ("Which mill?", "How many sacks?", "Who?")]
     known = [examinee.answer(arm, TEXT, p, max_new_tokens=4).read_seconds > 0 for p in asked]
     assert sum(known) == readings
-    assert arm.wants_question == (readings == 3)
+    assert arm.reads_for_question == (readings == 3)
+    assert arm.wants_question == (name in ("infinipot", "own:snapkv", "own:tova", "own:h2o"))
     hidden = [examinee.answer(arm, TEXT, p, max_new_tokens=4, hidden=True).read_seconds > 0 for p in asked]
     assert sum(hidden) == (1 if readings == 3 else 0)
     other = examinee.answer(arm, TEXT + " End.", asked[0], max_new_tokens=4, hidden=True)
@@ -106,12 +109,11 @@ def test_a_context_is_read_once_unless_the_question_decides(llm: InfiniPot, name
 
 def test_a_question_that_is_known_decides_what_stays(llm: InfiniPot) -> None:
     for name in ("infinipot", "own:snapkv", "own:tova", "own:h2o"):
-        arm, examinee = parse_arm(name), Examinee(llm)
+        examinee = Examinee(llm)
         held = []
         for question in ("Which mill?", "Ground sacks? 60 60 60 60"):
-            examinee.answer(arm, TEXT, prompt(llm, question), max_new_tokens=4)
-            assert examinee._state is not None
-            held.append(examinee._state.pot.origin.clone())
+            pot, _ = answered_from(examinee, name, prompt(llm, question))
+            held.append(pot.origin.clone())
         assert held[0].shape == held[1].shape
         assert not torch.equal(held[0], held[1])
 
@@ -168,10 +170,22 @@ WHOLE = ["own:snapkv", "own:tova", "own:h2o", "own:expected-attention"]
 
 def read_by(llm: InfiniPot, name: str, text: str = TEXT, hidden: bool = False) -> tuple[Pot, Outcome]:
     """The pot that an arm answers from, and its outcome."""
-    examinee = Examinee(llm)
-    outcome = examinee.answer(parse_arm(name), text, prompt(llm), max_new_tokens=8, hidden=hidden)
-    assert examinee._state is not None
-    return examinee._state.pot, outcome
+    return answered_from(Examinee(llm), name, prompt(llm), text, hidden)
+
+
+def answered_from(
+    examinee: Examinee, name: str, asked: Prompt, text: str = TEXT, hidden: bool = False
+) -> tuple[Pot, Outcome]:
+    pots: list[Pot] = []
+
+    def decoded(adapter: Adapter, codec: TextCodec, pot: Pot, *rest: Any) -> Decoded:
+        pots.append(pot)
+        return decode(adapter, codec, pot, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arms, "decode", decoded)
+        outcome = examinee.answer(parse_arm(name), text, asked, max_new_tokens=8, hidden=hidden)
+    return pots[0], outcome
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -202,6 +216,22 @@ def test_what_is_read_whole_is_judged_by_the_whole_prompt(llm: InfiniPot, policy
             latest = set(range(P + N - stay, P + N))
             assert latest <= set(held)
             assert paid[head, [s for s in held if s not in latest]].min() >= 0.9999 * least[head]  # pooling makes ties
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_read_whole_serves_every_question_as_if_it_were_the_first(
+    llm: InfiniPot, name: str, hidden: bool
+) -> None:
+    examinee = Examinee(llm)
+    for number, question in enumerate(("Which mill?", "Ground sacks? 60 60 60 60", "Which mill?")):
+        asked = prompt(llm, question)
+        pot, outcome = answered_from(examinee, name, asked, hidden=hidden)
+        alone, expected = answered_from(Examinee(llm), name, asked, hidden=hidden)
+        assert outcome.text == expected.text
+        assert (outcome.read_seconds == 0) == (number > 0)
+        held, first = pot.state(), alone.state()
+        assert all(torch.equal(held[part], first[part]) for part in first)
 
 
 @pytest.mark.parametrize("name", WHOLE)
