@@ -10,7 +10,7 @@ append to the same rows in the same folder, and write one table of both: RESULTS
 What is there already is not run again.
 
     kvpress:PRESS            the question is not known while reading
-    kvpress:PRESS+question   it is: without --hidden, for presses that look at it (snapkv, ada-snapkv, finch)
+    kvpress:PRESS+question   it is: without --hidden, for presses that look at it (snapkv, ada-snapkv, tova, finch)
 
 A press keeps as many slots per layer as our arms hold when the question is put: the budget less what is reserved for
 question and answer (--keep says another number). It reads the whole context in one forward pass first, so that its
@@ -61,7 +61,7 @@ from infinipot_llm.models.load import find_folder
 
 PYTHON_VARIABLE = "INFINIPOT_KVPRESS_PYTHON"
 PRESSES = ("snapkv", "streaming", "tova", "keydiff", "expected-attention", "kvzip", "random")
-PRESSES_KNOWN = ("snapkv", "finch")
+PRESSES_KNOWN = ("snapkv", "tova", "finch")
 
 
 @dataclass(frozen=True)

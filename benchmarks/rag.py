@@ -1,13 +1,13 @@
 """A LlamaIndex user's choice: vectors, BM25, both fused, a summary index, or InfiniPotIndex, over PDFs.
 
-    python benchmarks/rag.py ask --data DIR --embeddings DIR --out rows.jsonl [--arms ours,bm25,vector,fused,tree]
+    python benchmarks/rag.py ask --data DIR --embeddings DIR --out rows.jsonl [--arms ours,ours-3000,bm25,vector,fused]
     python benchmarks/rag.py ask --questions hard --embeddings DIR --out rows.jsonl
     python benchmarks/rag.py report --out rows.jsonl
 
 The same weights answer everywhere, with the same prompt, greedily, from about the same number of tokens: 1,024 recalled
-ones, or four chunks of 256 (LlamaIndex's own splitter, overlap 32). The questions and how answers are scored:
-`rag_questions.py`. `pages` are 39 about a PDF of 25 pages, and tell the page of their answer; `hard` are about two PDFs
-in one index: lists, counts, summaries, and two facts that stand pages apart.
+ones, or four chunks of 256 (LlamaIndex's own splitter, overlap 32); `ours-N` recalls N. The questions and how answers
+are scored: `rag_questions.py`. `pages` are 39 about a PDF of 25 pages, and tell the page of their answer; `hard` are
+about two PDFs in one index: lists, counts, summaries, and two facts that stand pages apart.
 
 Rows hold no questions and no answers, are appended to --out, and what is there of the same model, dtype and threads is
 not asked again; rows of another stand in tables of their own. `tree` (SummaryIndex with tree_summarize) reads
@@ -98,9 +98,11 @@ def engine_of(arm: str, documents: list[Any], llm: InfiniPotLLM, embeddings: Pat
     """Build an engine, and tell how long that took and what it takes on disk."""
     started = time.perf_counter()
     context = StorageContext.from_defaults()
-    if arm == "ours":
+    if is_ours(arm):
         index: Any = InfiniPotIndex.from_documents(documents, llm=llm, storage_context=context)
-        made = index.as_query_engine(max_new_tokens=llm.max_new_tokens)
+        tokens = arm.removeprefix("ours-")
+        recall = int(tokens) if tokens != arm else None
+        made = index.as_query_engine(max_new_tokens=llm.max_new_tokens, recall=recall)
     elif arm == "tree":
         small = llm.model_copy(update={"context_window": 4096})
         index = SummaryIndex.from_documents(documents, storage_context=context)
@@ -124,6 +126,11 @@ def engine_of(arm: str, documents: list[Any], llm: InfiniPotLLM, embeddings: Pat
         context.persist(folder)
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
     return made, {"build_seconds": round(seconds, 1), "bytes": size}
+
+
+def is_ours(arm: str) -> bool:
+    """Tell whether an arm is InfiniPotIndex, however much it recalls."""
+    return arm.partition("-")[0] == "ours"
 
 
 def ask(args: argparse.Namespace) -> None:
@@ -154,7 +161,7 @@ def ask(args: argparse.Namespace) -> None:
             left = [n for n in wanted if (arm, n) not in asked]
             if not left:
                 continue
-            engine, cost = engine_of(arm, documents, cited if arm == "ours" else llm, args.embeddings)
+            engine, cost = engine_of(arm, documents, cited if is_ours(arm) else llm, args.embeddings)
             write({"arm": arm, **cost})
             for number in left:
                 write({"arm": arm, "number": number, **answered(arm, questions[number], engine.query)})
@@ -174,7 +181,7 @@ def answered(arm: str, question: Question, query: Callable[[str], Any]) -> dict[
     response = query(question.question)
     seconds = time.perf_counter() - started
     sources = [s.node.metadata for s in response.source_nodes]
-    told = [s for s in sources if s.get("cited")] if arm == "ours" else sources
+    told = [s for s in sources if s.get("cited")] if is_ours(arm) else sources
     row: dict[str, Any] = {
         "kind": question.kind, "score": round(rag_questions.score(question, str(response)), 4),
         "words": len(str(response).split()), "seconds": round(seconds, 2),

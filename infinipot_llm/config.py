@@ -69,7 +69,7 @@ class PotConfig:
     budget: int = 4096
     kept: float = 0.5
     novelty_share: float = 0.5
-    neighbours: int = 4
+    neighbours: int = 8
     neighbour_weight: float = 0.9
     sink_tokens: int = 4
     catalyst_reduce: Literal["sum", "max"] = "sum"

@@ -239,7 +239,7 @@ def test_parts_of_the_method_one_by_one(run: Run, reciter: type[Reciter], squad:
     arms = list(dict.fromkeys(row["arm"] for row in rows("ablation")))
     assert arms == [
         "full", "infinipot", "infinipot:novelty_share=0", "infinipot:novelty_share=1", "tova",
-        "infinipot:positions=kept", *(f"infinipot:neighbours={n}" for n in (0, 2, 8)),
+        "infinipot:positions=kept", *(f"infinipot:neighbours={n}" for n in (0, 4, 16)),
     ]  # fmt: skip
     assert all(re.search(rf"\| qa \| {arm} \| (not )?seen \| 3 \|", out) for arm in arms)
     assert "minus full" in out

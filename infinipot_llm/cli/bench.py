@@ -41,7 +41,7 @@ GRIDS = {
     "alpha": tuple(f"infinipot:novelty_share={share}" for share in ("0", "0.25", "0.5", "0.75", "1")),
     "kept": tuple(f"infinipot:kept={share}" for share in ("0.25", "0.5", "0.75", "0.9")),
     "budget": tuple(f"infinipot:budget={slots}" for slots in (1024, 2048, 4096, 8192)),
-    "span": tuple(f"infinipot:neighbours={count}" for count in (0, 2, 4, 8)),
+    "span": tuple(f"infinipot:neighbours={count}" for count in (0, 4, 8, 16)),
     "reduce": ("infinipot:catalyst_reduce=sum", "infinipot:catalyst_reduce=max"),
 }
 """What `infinipot bench ablation` compares: the paper's components, and the settings that the paper leaves open."""

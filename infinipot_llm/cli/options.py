@@ -33,7 +33,7 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"
         ),
-        click.option("--neighbours", type=int, help="Tokens on each side that a high score also keeps.  [default: 4]"),
+        click.option("--neighbours", type=int, help="Tokens on each side that a high score also keeps.  [default: 8]"),
         click.option("--kept", type=float, help="Share of the slots that a distillation keeps.  [default: 0.5]"),
         click.option(
             "--shelf",

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,12 @@ from saved_samples import saved as saved
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
+from infinipot_llm.errors import StoreError
+from infinipot_llm.memory import remember
 from infinipot_llm.memory.file import MemoryFile
 from infinipot_llm.memory.layout import Layout
 from infinipot_llm.memory.remember import expected_bytes
-from infinipot_llm.memory.shelf import ROWS
+from infinipot_llm.memory.shelf import ROWS, ShelfWriter
 from infinipot_llm.memory.store import MemoryStore
 
 OTHER_PROCESS = """
@@ -133,6 +136,20 @@ def test_how_to_ask_is_the_askers_choice_and_how_it_was_read_is_the_files(saved:
     assert config == replace(memory.config, recall=17, followup="reuse", max_new_tokens=5)
 
 
+def test_a_memory_is_not_saved_while_somebody_answers_over_its_pot(saved: Saved, tmp_path: Path) -> None:
+    """Without a shelf there is no file yet, and an answer in the making lengthens the pot that is to be written."""
+    _, memory, _ = saved["off"]
+    target = tmp_path / "late.infinipot"
+    saving = threading.Thread(target=memory.save, args=(target,))
+    with memory.setup.adapter.lock:
+        saving.start()
+        saving.join(0.2)
+        assert saving.is_alive()
+        assert not target.exists()
+    saving.join(30)
+    assert MemoryFile(target).nbytes == target.stat().st_size
+
+
 # --- sizes ---
 
 
@@ -144,6 +161,38 @@ def test_the_size_is_known_beforehand(saved: Saved, kind: str) -> None:
     assert expected >= actual
     if kind in ("int8", "int4"):  # otherwise the pot counts, and it is taken to be full
         assert expected <= 1.1 * actual
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "keys", "bounded", "keys bounded"])
+def test_the_room_that_writing_needs_is_known_beforehand(
+    saved: Saved, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file and what is put in order beside it, when both are largest: a disk that has less is refused at once."""
+    llm, memory, _ = saved[kind]
+    asked, taken = [], 0
+    real_close, real_room = ShelfWriter.close, remember.check_room
+
+    def room(folder: Path, needed: int) -> None:
+        asked.append(needed)
+        real_room(folder, needed)
+
+    def close(writer: ShelfWriter) -> None:
+        nonlocal taken
+        spans = [s for s in (writer._scoring, writer._rest) if s is not None]
+        if not any(s._file.closed for s in spans):
+            taken = writer._draft.path.stat().st_size + sum(s._file.seek(0, os.SEEK_END) for s in spans)
+        real_close(writer)
+
+    monkeypatch.setattr(ShelfWriter, "close", close)
+    monkeypatch.setattr(remember, "check_room", room)
+    again = llm.read(memory.documents)
+    assert len(asked) == 1
+    assert taken <= asked[0]
+    assert taken > MemoryFile(again.save(tmp_path / "again")).shape(ROWS)[0] * again.setup.layout.token_bytes
+    usage = SimpleNamespace(free=asked[0] - 1)
+    monkeypatch.setattr(remember.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(StoreError, match="make room"):
+        llm.read(memory.documents)
 
 
 @pytest.mark.parametrize(("shelf", "most"), [("int8", 0.55), ("int4", 0.30)])

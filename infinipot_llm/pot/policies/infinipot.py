@@ -22,7 +22,7 @@ class InfiniPotPolicy:
     """The knobs of the paper's combination of NuC and CaP; see PotConfig for their meaning."""
 
     novelty_share: float = 0.5
-    neighbours: int = 4
+    neighbours: int = 8
     neighbour_weight: float = 0.9
 
     @property
