@@ -2,6 +2,7 @@
 
     python benchmarks/followup.py read    --data DIR --memories DIR [--samples A4,m16]     # read once, save
     python benchmarks/followup.py recall  --data DIR --memories DIR --out rows.jsonl       # passages found; no decoding
+    python benchmarks/followup.py rounds  --data DIR --memories DIR --out rows.jsonl       # the same, looking twice
     python benchmarks/followup.py answers --data DIR --memories DIR --out rows.jsonl --arms recall-512,full [--limit 40]
     python benchmarks/followup.py report  --out rows.jsonl
 
@@ -232,6 +233,46 @@ def recall(bench: Bench) -> Iterator[dict[str, Any]]:
             yield _row(asked, number, "gold-recall", found=found, seconds=seconds)
 
 
+def rounds(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Say the same where half of the tokens are found by the question, and the others with what the first half told.
+
+    `draft`: question and a short answer from the first half are looked for; `passage`: question and the best passage.
+    """
+    for name in bench.args.samples:
+        asked = Asked(bench, name)
+        for number, question in enumerate(asked.sample.questions):
+            for how in ("draft", "passage"):
+                if (name, number, f"rounds-{how}") in bench.done:
+                    continue
+                started = time.perf_counter()
+                found = {
+                    budget: question.is_covered(
+                        retrievers.characters(asked.text, twice(asked, question.question, budget, how))
+                    )
+                    for budget in (256, 512, 1024)
+                }
+                seconds = time.perf_counter() - started
+                yield _row(asked, number, f"rounds-{how}", found=found, seconds=round(seconds, 2))
+
+
+def twice(asked: Asked, question: str, budget: int, how: str) -> Ranges:
+    """Return what two rounds bring back: half of the budget by the question, the rest by what that told as well."""
+    finder, setup = asked.memory.finder, asked.memory.setup
+    spans, form = finder.spans, asked.llm.form
+    first = in_order(asked.text, finder.find(form.question(question), question, budget // 2), "best")
+    if how == "draft":
+        slots = setup.prefix[0].shape[2] + text_slots(setup, asked.text, first) + 160
+        pot = pot_of_text(setup, asked.text, first, slots)
+        said = decode(asked.llm.adapter, form.codec, pot, form.question(question), Sampling(ANSWER_TOKENS)).text
+    else:
+        said = asked.text.span(first[0].start, first[0].end).text
+    more = f"{question} {said}"
+    scores = finder.scores(form.question(more), more)
+    kept = [np.arange(*np.searchsorted(spans.starts, (p.start, p.end))) for p in first]
+    scores[np.concatenate(kept)] += 1e6  # what was found stays
+    return [(p.start, p.end) for p in fill(spans, finder.cuts, scores, budget)]
+
+
 def answers(bench: Bench) -> Iterator[dict[str, Any]]:
     sampling = Sampling(ANSWER_TOKENS)
     for arm in bench.args.arms:
@@ -277,27 +318,33 @@ def _row(asked: Asked, number: int, arm: str, question: data.Question | None = N
     }  # fmt: skip
 
 
+def shown(found: tuple[float, float, float]) -> str:
+    """Return a mean and its interval, where there are sources enough for one."""
+    mean, low, high = found
+    return f"{mean:.3f} [no interval]" if np.isnan(low) else f"{mean:.3f} [{low:.2f}, {high:.2f}]"
+
+
 def report(rows: list[dict[str, Any]]) -> None:
     """Print both tables: gold passages found, and answers with paired differences to the first arm."""
     table: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         table.setdefault((row["sample"], row["arm"]), []).append(row)
-    print("| sample | kind | n | R@256 | R@512 | R@1,024 | R@2,048 |\n|---|---|---|---|---|---|---|")
+    print("| sample | kind | found by | n | R@256 | R@512 | R@1,024 | R@2,048 |\n|---|---|---|---|---|---|---|---|")
     for (sample, arm), found in sorted(table.items()):
-        if arm == "gold-recall":
+        if "found" in found[0]:
             for kind in sorted({r["kind"] for r in found}):
                 some = [r for r in found if r["kind"] == kind]
                 shares = [
-                    share([r["found"][b] for r in some], [r["group"] for r in some])
+                    shown(share([r["found"][b] for r in some], [r["group"] for r in some]))
+                    if b in some[0]["found"]
+                    else ""
                     for b in ("256", "512", "1024", "2048")
                 ]
-                print(
-                    f"| {sample} | {kind} | {len(some)} | "
-                    + " | ".join(f"{m:.3f} [{a:.2f}, {b:.2f}]" for m, a, b in shares)
-                    + " |"
-                )
+                print(f"| {sample} | {kind} | {arm} | {len(some)} | " + " | ".join(shares) + " |")
     lengths = {"4K": ("A4", "B4"), "16K": ("m16",), "30K": ("m30",), "8K xquad": ("x8",), "8K nq": ("n8",)}
-    arms = sorted({arm for _, arm in table if arm != "gold-recall"}, key=lambda a: (a != "recall-512", a))
+    arms = sorted(
+        {arm for (_, arm), found in table.items() if "found" not in found[0]}, key=lambda a: (a != "recall-512", a)
+    )
     print("\n| length | arm | n | contains | F1 | words | seconds | pairs | contains: first arm minus this |")
     print("|---|---|---|---|---|---|---|---|---|")
     for length, samples in lengths.items():
@@ -308,7 +355,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             if not found:
                 continue
             some = list(found.values())
-            mean, low, high = share([r["contains"] for r in some], [r["group"] for r in some])
+            right = shown(share([r["contains"] for r in some], [r["group"] for r in some]))
             f1 = np.mean([r["f1"] for r in some])
             words = np.mean([r["words"] for r in some])
             both = [q for q in found if q in base]
@@ -324,14 +371,14 @@ def report(rows: list[dict[str, Any]]) -> None:
                 )
             )
             print(
-                f"| {length} | {arm} | {len(some)} | {mean:.3f} [{low:.2f}, {high:.2f}] | {f1:.3f} | {words:.1f} "
+                f"| {length} | {arm} | {len(some)} | {right} | {f1:.3f} | {words:.1f} "
                 f"| {np.median([r['seconds'] for r in some]):.1f} | {len(both)} | {difference} |"
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["read", "recall", "answers", "report"])
+    parser.add_argument("what", choices=["read", "recall", "rounds", "answers", "report"])
     parser.add_argument("--data", type=Path, help="folder with qa/")
     parser.add_argument("--memories", type=Path, help="folder for saved memories")
     parser.add_argument("--embeddings", type=Path, help="folder with all-MiniLM-L6-v2, for the arms minilm and fused")
@@ -360,7 +407,7 @@ def main() -> None:
         read(bench)
         return
     with args.out.open("a") as out:
-        for row in recall(bench) if args.what == "recall" else answers(bench):
+        for row in {"recall": recall, "rounds": rounds, "answers": answers}[args.what](bench):
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
             out.flush()
 

@@ -8,6 +8,7 @@
     m30     m16 and others, about 30,000 tokens
     x8      10 articles of XQuAD, about 8,000 tokens (all of them in m30, 6 of them in m16)
     n8      75 passages of Natural Questions, about 8,000 tokens (in no other document)
+    h30     45 pairs of HotpotQA and 4 passages each that mislead, about 30,000 tokens (14 of the pairs are in m30)
 
 Paragraphs of an XQuAD article stay together; passages and the two paragraphs of a pair are spread over the document.
 Every question knows where its evidence lies. The HotpotQA pairs of `cal` (groups h0 to h4) are in no other document.
@@ -32,7 +33,7 @@ from infinipot_llm.evaluation.metrics import normalise
 Range: TypeAlias = tuple[int, int]
 Kind: TypeAlias = Literal["xquad", "nq", "hotpot", "squality"]
 
-NAMES = ("cal", "A4", "B4", "m16", "m30", "x8", "n8")
+NAMES = ("cal", "A4", "B4", "m16", "m30", "x8", "n8", "h30")
 BETWEEN = "\n\n"
 """Between two paragraphs of a document."""
 
@@ -122,6 +123,7 @@ def load(data: Path) -> dict[str, Sample]:
         "m30": first + second + to_16k + to_30k,
         "x8": article(*range(8, 18)),
         "n8": some(75),
+        "h30": pair(*range(5, 50)) + distractors(*range(5, 50)),
     }
     return {name: _joined(name, blocks[name], seed) for seed, name in enumerate(NAMES, start=1)}
 

@@ -31,6 +31,7 @@ FIRST_MEASURED = {
     "m30": ("f64f7f89a4f93246f920365202ce36ab0e31326784fd8843dd3275a33279d436", {"xquad": 448, "nq": 64, "hotpot": 14}),
     "x8": ("826e0d7ad68bb487be6dd988f433d9bb7df249cdaee694ea70fa8ed93f43c721", {"xquad": 260}),
     "n8": ("3d15c5eb229f36955433cd94dea4033e2bbf0b2e2b052f6bada554276e509466", {"nq": 75}),
+    "h30": ("230d20f23c6fd4428529fc0165e2046cf127ea99a2b57cb9933ea7c393d997e6", {"hotpot": 45}),
 }
 
 
