@@ -5,17 +5,19 @@
 Joins paragraphs of a SQuAD-format file to documents, asks questions spread over each, reads the document once per
 question and configuration, and reports per configuration: mean negative log-likelihood per token of the best
 reference answer (nats, lower is better), the share of greedy answers that contain a reference, and paired differences
-to the first configuration with a 95 % bootstrap interval. Rows are appended to --out; what is there already is not
-run again.
+to the first configuration with a 95 % bootstrap interval. Rows are appended to --out; what is there already, of the
+same text, question, model, precision and settings, is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,29 @@ import numpy as np
 import torch
 
 from infinipot_llm import Document, InfiniPot, PotConfig
+from infinipot_llm.errors import BudgetError
+from infinipot_llm.evaluation.rows import digest
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.pot.novelty import surprise
 
 ANSWER_TOKENS = 32
 CONFIGS: dict[str, dict[str, Any]] = {
     "base": {},
-    "full": {"budget": 8192},
+    "full": {"policy": "full"},
     "no-novelty": {"novelty_share": 0.0},
     "quarter-novelty": {"novelty_share": 0.25},
     "lone-tokens": {"neighbours": 0},
+    "neighbours-4": {"neighbours": 4},
+    "neighbours-4-no-novelty": {"neighbours": 4, "novelty_share": 0.0},
     "wide-neighbours": {"neighbours": 12},
     "max": {"catalyst_reduce": "max"},
     "keep-quarter": {"kept": 0.25},
     "keep-three-quarters": {"kept": 0.75},
     "streaming": {"policy": "streaming"},
 }
+
+KEY = ("config", "item", "settings")
+"""What tells a row from all others."""
 
 
 def items(squad: Path, documents: int, characters: int, per_document: int) -> Iterator[tuple[int, str, str, list[str]]]:
@@ -57,6 +66,16 @@ def items(squad: Path, documents: int, characters: int, per_document: int) -> It
             qa = p["qas"][count % len(p["qas"])]
             count += 1
             yield number, text, qa["question"], sorted({a["text"] for a in qa["answers"]})
+
+
+def config_for(llm: InfiniPot, name: str, budget: int, document: Document, question: str) -> PotConfig:
+    """Return the settings of a configuration; where everything is kept, with room for everything."""
+    # Without a shelf: it is the pot that answers.
+    config = PotConfig(**{"budget": budget, "max_new_tokens": ANSWER_TOKENS, "shelf": "off", **CONFIGS[name]})
+    if config.policy != "full":
+        return config
+    tokens = len(llm.form.prefix) + len(llm.form.codec.document([document])) + len(llm.form.question(question))
+    return replace(config, budget=tokens + ANSWER_TOKENS)
 
 
 def answer_nll(llm: InfiniPot, memory: DocumentMemory, question: str, answer: str) -> float:
@@ -92,6 +111,42 @@ def report(rows: list[dict[str, Any]], names: list[str]) -> None:
         print(line, flush=True)
 
 
+def measure(loaded: InfiniPot, options: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that are asked for: those that are there already, and the others, which are added to the file."""
+    done = {tuple(row.get(name) for name in KEY): row for row in rows}
+    about = {"model": Path(loaded.name).name, "dtype": str(loaded.adapter.dtype).removeprefix("torch.")}
+    work = list(items(options.squad, options.documents, options.characters, options.questions))
+    found = []
+    for name in options.configs:
+        for number, text, question, answers in work:
+            document = Document.from_text(text)
+            config = config_for(loaded, name, options.budget, document, question)
+            item = hashlib.sha256("\0".join((text, question, *answers)).encode()).hexdigest()[:16]
+            key = (name, item, digest({**about, **config.to_dict()}))
+            if key not in done:
+                started = time.perf_counter()
+                llm = InfiniPot(loaded.adapter, loaded.form.codec, config)
+                memory = llm.read(document, question=question)
+                said = memory.ask(question, citations=False).text
+                done[key] = {
+                    **dict(zip(KEY, key, strict=True)),
+                    **about,
+                    "budget": config.budget,
+                    "document": number,
+                    "tokens": memory.stats.tokens_read,
+                    "cycles": memory.stats.cycles,
+                    "nll": min(answer_nll(llm, memory, question, a) for a in answers),
+                    "hit": any(a.lower() in said.lower() for a in answers),
+                    "answer": said,
+                    "gold": answers,
+                    "seconds": round(time.perf_counter() - started, 1),
+                }
+                with options.out.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(done[key], ensure_ascii=False) + "\n")
+            found.append(done[key])
+    return found
+
+
 def main() -> None:
     """Run what is missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,6 +154,7 @@ def main() -> None:
     parser.add_argument("--squad", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--budget", type=int, default=1024)
     parser.add_argument("--documents", type=int, default=3)
     parser.add_argument("--characters", type=int, default=16_000)
@@ -106,34 +162,11 @@ def main() -> None:
     options = parser.parse_args()
 
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(r["config"], r["item"]) for r in rows}
-    llm = InfiniPot.from_pretrained(options.model, budget=options.budget)
-    work = list(items(options.squad, options.documents, options.characters, options.questions))
-    for name in options.configs:
-        settings = {"budget": options.budget, "max_new_tokens": ANSWER_TOKENS, **CONFIGS[name]}
-        llm = InfiniPot(llm.adapter, llm.form.codec, PotConfig(**settings))
-        for item, (document, text, question, answers) in enumerate(work):
-            if (name, item) in done:
-                continue
-            started = time.perf_counter()
-            memory = llm.read(Document.from_text(text), question=question)
-            said = memory.ask(question, citations=False).text
-            row = {
-                "config": name,
-                "item": item,
-                "document": document,
-                "tokens": memory.stats.tokens_read,
-                "cycles": memory.stats.cycles,
-                "nll": min(answer_nll(llm, memory, question, a) for a in answers),
-                "hit": any(a.lower() in said.lower() for a in answers),
-                "answer": said,
-                "gold": answers,
-                "seconds": round(time.perf_counter() - started, 1),
-            }
-            rows.append(row)
-            with options.out.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    report(rows, options.configs)
+    llm = InfiniPot.from_pretrained(options.model, dtype=options.dtype)
+    try:
+        report(measure(llm, options, rows), options.configs)
+    except BudgetError as error:  # a text beyond the model's window, of which everything was to be kept
+        raise SystemExit(f"{error}") from error
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
 
 `ask` reads a PDF of 25 pages once, and asks its 39 questions by recall, then as many questions about other articles
 (XQuAD), which the document cannot answer. Rows are appended to --out without questions or answers; what is there is not
-asked again. `report` prints, with 95 % intervals: the share of correct answers whose first cited page is right, and of
-those with a right page among at most three; how often nothing is cited; and the area under the ROC curve of `supported`
-between correct answers and questions that the document cannot answer.
+asked again. `report` prints, for each precision, with 95 % intervals: the share of correct answers whose first cited
+page is right, and of those with a right page among at most three; how often nothing is cited; and the area under the
+ROC curve of `supported` between correct answers and questions that the document cannot answer.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ def questions(folder: Path) -> list[dict[str, Any]]:
 
 def ask(args: argparse.Namespace) -> None:
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    done = {row["number"] for row in rows if row["model"] == args.model}
     torch.set_num_threads(args.threads)
-    llm = InfiniPot.from_pretrained(args.model)
+    llm = InfiniPot.from_pretrained(args.model, dtype=args.dtype)
+    mine = args.model, str(llm.adapter.dtype).removeprefix("torch.")
+    done = {row["number"] for row in rows if (row["model"], row.get("dtype")) == mine}
     memory = llm.read(Document.from_file(args.data / "pdf" / "alps_wiki.pdf"))
     with args.out.open("a") as out:
         for number, q in enumerate(questions(args.data)):
@@ -52,7 +53,7 @@ def ask(args: argparse.Namespace) -> None:
             answer = memory.ask(q["question"], max_new_tokens=ANSWER_TOKENS)
             pages = [c.page for c in answer.citations]
             row = {
-                "model": args.model, "number": number, "answerable": q["answer"] is not None,
+                "model": args.model, "dtype": mine[1], "number": number, "answerable": q["answer"] is not None,
                 "gold": q["pages"], "cited": pages,
                 "correct": q["answer"] is not None and contains(answer.text, [q["answer"]]),
                 "supported": answer.supported, "seconds": round(answer.usage.answer_seconds, 1),
@@ -76,9 +77,12 @@ def report(rows: list[dict[str, Any]]) -> None:
     print("| | n | share | 95 % |\n|---|---|---|---|")
     for name, values in shown:
         mean, low, high = share(values, [str(i) for i in range(len(values))])
-        print(f"| {name} | {len(values)} | {mean:.2f} | {low:.2f} to {high:.2f} |")
+        found = "- | -" if np.isnan(mean) else f"{mean:.2f} | {low:.2f} to {high:.2f}"
+        print(f"| {name} | {len(values)} | {found} |")
     # An answer that says that the document does not tell has no figure: it counts as least supported.
     yes, no = ([-np.inf if r["supported"] is None else r["supported"] for r in some] for some in (correct, foreign))
+    if not yes or not no:
+        return
     print(f"\nAUROC of `supported`, {len(yes)} correct answers against {len(no)} foreign questions: {auroc(yes, no)}")
 
 
@@ -99,6 +103,7 @@ def main() -> None:
     parser.add_argument("what", choices=["ask", "report"])
     parser.add_argument("--data", type=Path, help="folder with pdf/ and qa/")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -106,7 +111,10 @@ def main() -> None:
         ask(args)
     else:
         rows = [json.loads(line) for line in args.out.read_text().splitlines()]
-        report([row for row in rows if row["model"] == args.model])
+        of_model = [row for row in rows if row["model"] == args.model]
+        for dtype in dict.fromkeys(row.get("dtype") for row in of_model):
+            print(f"\n{args.model}, {dtype or 'in a precision that its rows do not tell'}:\n")
+            report([row for row in of_model if row.get("dtype") == dtype])
 
 
 if __name__ == "__main__":

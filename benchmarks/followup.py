@@ -41,6 +41,7 @@ import torch
 
 from infinipot_llm import Document, InfiniPot
 from infinipot_llm.answering.decode import Sampling, decode
+from infinipot_llm.errors import BudgetError
 from infinipot_llm.evaluation.metrics import contains
 from infinipot_llm.evaluation.statistics import paired, share
 from infinipot_llm.memory.memory import DocumentMemory
@@ -49,6 +50,9 @@ from infinipot_llm.pot.pot import PREFIX, Pot
 from infinipot_llm.pot.reader import Reader
 
 ANSWER_TOKENS = 24
+ROOM = 160
+"""Slots for a question and its answer, in every pot that is made here but that of `catalyst`."""
+
 Ranges = Sequence[tuple[int, int]]
 
 
@@ -76,16 +80,15 @@ class Asked:
 
     @cached_property
     def full(self) -> Pot:
-        """Everything in the cache, read in the same chunks."""
-        budget = len(self.text) + len(self.llm.form.prefix) + 256
-        config = replace(self.llm.config, budget=min(budget, self.llm.adapter.window), shelf="off")
-        return self._read(config)
+        """Everything in the cache, read in the same chunks; what is beyond the model's window is refused."""
+        budget = len(self.text) + len(self.llm.form.prefix) + ROOM
+        return self._read(replace(self.llm.config, budget=budget, policy="full", shelf="off"))
 
     def streaming(self, budget: int) -> Pot:
-        slots = budget + len(self.llm.form.prefix) + 160
+        slots = budget + len(self.llm.form.prefix) + ROOM
         return self._read(replace(self.llm.config, budget=slots, policy="streaming", kept=0.9, shelf="off"))
 
-    def _read(self, config: Any, catalyst: Sequence[int] = (0,), reserve: int = 128) -> Pot:
+    def _read(self, config: Any, catalyst: Sequence[int] = (0,), reserve: int = ROOM) -> Pot:
         started = time.perf_counter()
         pot, _ = Reader(self.llm.adapter, config).read(self.text, self.llm.form.prefix, [catalyst], reserve)
         print(f"read {len(self.text)} tokens in {time.perf_counter() - started:.0f} s", flush=True)
@@ -122,7 +125,7 @@ class Asked:
     def read_again(self, ranges: Ranges) -> Pot:
         """Prefix and the text of some ranges, forwarded as if they were the document."""
         ids = [*self.llm.form.prefix, *(int(i) for a, b in ranges for i in self.text.ids[a:b])]
-        pot = Pot(self.llm.adapter, len(ids) + 160)
+        pot = Pot(self.llm.adapter, len(ids) + ROOM)
         with self.llm.adapter.lock:
             for start in range(0, len(ids), 512):
                 self.llm.adapter.forward(torch.tensor(ids[start : start + 512]), pot.cache)
@@ -132,7 +135,7 @@ class Asked:
     def pot_and_passages(self, question: str, budget: int) -> Pot:
         """The pot with recalled passages behind it."""
         setup, pot = self.memory.setup, self.memory.pot
-        slots = pot.length + budget + 160
+        slots = pot.length + budget + ROOM
         both = Pot(setup.adapter, slots)
         both.place(*pot.newest(pot.length), pot.origin)
         shelf = self.memory.finder.shelf
@@ -163,12 +166,12 @@ class Asked:
             setup = self.memory.setup
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
             found = in_order(self.text, found, "best" if kind == "best" else "text")
-            slots = setup.prefix[0].shape[2] + text_slots(setup, self.text, found) + 160
+            slots = setup.prefix[0].shape[2] + text_slots(setup, self.text, found) + ROOM
             return pot_of_text(setup, self.text, found, slots)
         if kind == "load":
             setup = self.memory.setup
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
-            slots = len(setup.form.prefix) + budget + 160
+            slots = len(setup.form.prefix) + budget + ROOM
             return question_pot(setup, self.memory.finder.shelf, found, slots)
         if kind == "pot-load":
             return self.pot_and_passages(ask, budget)
@@ -261,7 +264,7 @@ def twice(asked: Asked, question: str, budget: int, how: str) -> Ranges:
     spans, form = finder.spans, asked.llm.form
     first = in_order(asked.text, finder.find(form.question(question), question, budget // 2), "best")
     if how == "draft":
-        slots = setup.prefix[0].shape[2] + text_slots(setup, asked.text, first) + 160
+        slots = setup.prefix[0].shape[2] + text_slots(setup, asked.text, first) + ROOM
         pot = pot_of_text(setup, asked.text, first, slots)
         said = decode(asked.llm.adapter, form.codec, pot, form.question(question), Sampling(ANSWER_TOKENS)).text
     else:
@@ -318,10 +321,11 @@ def _row(asked: Asked, number: int, arm: str, question: data.Question | None = N
     }  # fmt: skip
 
 
-def shown(found: tuple[float, float, float]) -> str:
+def shown(found: tuple[float, float, float], mean_as: str = ".3f", ends_as: str = ".2f") -> str:
     """Return a mean and its interval, where there are sources enough for one."""
     mean, low, high = found
-    return f"{mean:.3f} [no interval]" if np.isnan(low) else f"{mean:.3f} [{low:.2f}, {high:.2f}]"
+    between = "no interval" if np.isnan(low) else f"{low:{ends_as}}, {high:{ends_as}}"
+    return f"{mean:{mean_as}} [{between}]"
 
 
 def report(rows: list[dict[str, Any]]) -> None:
@@ -341,7 +345,10 @@ def report(rows: list[dict[str, Any]]) -> None:
                     for b in ("256", "512", "1024", "2048")
                 ]
                 print(f"| {sample} | {kind} | {arm} | {len(some)} | " + " | ".join(shares) + " |")
-    lengths = {"4K": ("A4", "B4"), "16K": ("m16",), "30K": ("m30",), "8K xquad": ("x8",), "8K nq": ("n8",)}
+    lengths = {
+        "4K": ("A4", "B4"), "16K": ("m16",), "30K": ("m30",), "8K xquad": ("x8",), "8K nq": ("n8",),
+        "30K hotpot": ("h30",),
+    }  # fmt: skip
     arms = sorted(
         {arm for (_, arm), found in table.items() if "found" not in found[0]}, key=lambda a: (a != "recall-512", a)
     )
@@ -362,18 +369,29 @@ def report(rows: list[dict[str, Any]]) -> None:
             difference = (
                 ""
                 if arm == arms[0] or not both
-                else "{:+.3f} [{:+.3f}, {:+.3f}]".format(
-                    *paired(
+                else shown(
+                    paired(
                         [base[q]["contains"] for q in both],
                         [found[q]["contains"] for q in both],
                         [found[q]["group"] for q in both],
-                    )
+                    ),
+                    "+.3f",
+                    "+.3f",
                 )
             )
             print(
                 f"| {length} | {arm} | {len(some)} | {right} | {f1:.3f} | {words:.1f} "
                 f"| {np.median([r['seconds'] for r in some]):.1f} | {len(both)} | {difference} |"
             )
+
+
+def check_same(rows: Sequence[dict[str, Any]], model: str, dtype: str, path: Path) -> None:
+    """Refuse to add to rows of another model or precision, or of one that they do not tell."""
+    of_rows = {(row.get("model") or "an unknown model", row.get("dtype") or "an unknown precision") for row in rows}
+    if other := of_rows - {(model, dtype)}:
+        raise SystemExit(
+            f"{path} holds rows of {' in '.join(min(other))}, these are of {model} in {dtype}: give another --out."
+        )
 
 
 def main() -> None:
@@ -396,20 +414,18 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     bench = Bench(args)
-    mine = Path(args.model).name, str(bench.llm.adapter.dtype).removeprefix("torch.")
-    if other := {(r["model"], r["dtype"]) for r in rows if "model" in r} - {mine}:
-        raise SystemExit(
-            f"{args.out} holds rows of {' in '.join(sorted(other)[0])}, these are of {' in '.join(mine)}: "
-            "give another --out."
-        )
+    check_same(rows, Path(args.model).name, str(bench.llm.adapter.dtype).removeprefix("torch."), args.out)
     bench.done = {(r["sample"], r["number"], r["arm"]) for r in rows}
     if args.what == "read":
         read(bench)
         return
     with args.out.open("a") as out:
-        for row in {"recall": recall, "rounds": rounds, "answers": answers}[args.what](bench):
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            out.flush()
+        try:
+            for row in {"recall": recall, "rounds": rounds, "answers": answers}[args.what](bench):
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.flush()
+        except BudgetError as error:  # of an arm: a full cache beyond the window
+            raise SystemExit(f"{error}") from error
 
 
 if __name__ == "__main__":

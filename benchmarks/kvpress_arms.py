@@ -236,7 +236,7 @@ class Peer:
         kept = found["kept"]
         self.measured = {name: found[name] for name in ("kept", "held", "base_bytes", "peak_bytes")}
         return Outcome(
-            text.strip(), reason, len(ids), round(sum(kept) / len(kept)) - asked, int(found["compressed"]),
+            text, reason, len(ids), round(sum(kept) / len(kept)) - asked, int(found["compressed"]),
             found["read_seconds"], said["seconds"], len(said["ids"]),
         )  # fmt: skip
 

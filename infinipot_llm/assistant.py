@@ -100,6 +100,7 @@ class Assistant:
         documents: Sequence[Document] = (),
         *,
         catalyst: str | None = None,
+        asked: str | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -115,7 +116,8 @@ class Assistant:
             messages: The conversation, oldest first. Turns that no longer fit are left out, oldest first, and the
                 answer's notes say so.
             documents: What it is about; the same content counts once.
-            catalyst: What is looked for in the documents; None: the last message of the user, behind earlier turns.
+            catalyst: What is looked for in the documents; None: the question, behind earlier turns.
+            asked: The question, where the last message of the user holds more (a schema, results of tools).
             max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.
             temperature: 0 decodes greedily.
             top_p: Nucleus, when the temperature is above 0.
@@ -145,7 +147,7 @@ class Assistant:
         options |= {"cancelled": cancelled}
 
         def fitted(held: int | None = None) -> tuple[Prompt, Sampling, bool]:
-            prompt, limit, whole, options["notes"] = self._fitted(talk, len(text), max_new_tokens, held)
+            prompt, limit, whole, options["notes"] = self._fitted(talk, len(text), max_new_tokens, held, asked)
             if catalyst is not None:
                 prompt = replace(prompt, query=tuple(form.question(catalyst)), question=catalyst)
             return prompt, Sampling(limit, temperature, top_p, stops, seed), whole
@@ -158,7 +160,7 @@ class Assistant:
             if whole:
                 return self._from_whole(text, prompt, sampling, options)
             if how == "reread":
-                looked_for = prompt.behind if catalyst is None else prompt.query
+                looked_for = prompt.behind if catalyst is None and asked is None else prompt.query
                 return self._from_one_reading(text, prompt, looked_for, sampling, options, progress)
             memory, read = self.collection.memory(several, progress=progress, cancelled=cancelled)
             if how == "reuse":
@@ -194,14 +196,22 @@ class Assistant:
         """Yield as `stream` does, without blocking the event loop."""
         return awaited_pieces_and_value(self._asking(messages, documents, options))
 
-    def remember(self, documents: Sequence[Document], *, progress: Any = None) -> DocumentMemory:
+    def remember(
+        self, documents: Sequence[Document], *, progress: Any = None, cancelled: Callable[[], bool] | None = None
+    ) -> DocumentMemory:
         """Return a memory of documents: each is read at most once, several are joined under one budget of recall.
+
+        Args:
+            documents: Of what.
+            progress: As in InfiniPot.read.
+            cancelled: Asked while reading and waiting.
 
         Raises:
             DocumentError: There is nothing to read.
             StoreError: The store cannot be used.
+            GoneError: `cancelled` said so.
         """
-        return self.collection.memory(documents, progress=progress)[0]
+        return self.collection.memory(documents, progress=progress, cancelled=cancelled)[0]
 
     def recognised(self, document_id: str) -> Document:
         """Return the document with this id (`Document.id`), when a memory of it is here or in the store.
@@ -230,7 +240,12 @@ class Assistant:
         return kept[1]
 
     def _fitted(
-        self, talk: list[Message], tokens: int, max_new_tokens: int | None, held: int | None = None
+        self,
+        talk: list[Message],
+        tokens: int,
+        max_new_tokens: int | None,
+        held: int | None = None,
+        asked: str | None = None,
     ) -> tuple[Prompt, int, bool, list[str]]:
         """Fit a conversation into the budget.
 
@@ -239,6 +254,7 @@ class Assistant:
             tokens: Of the documents; 0 where there are none.
             max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.
             held: Slots of a pot that is filled already, and stands for all before the conversation.
+            asked: The question, where the last message holds more.
 
         Returns:
             The prompt, the limit of the answer, whether prompt and documents fit as they are, and sentences on what was
@@ -250,13 +266,13 @@ class Assistant:
         def free(prompt: Prompt) -> int:
             return config.budget - limit - len(prompt.behind) - (len(prompt.before) if held is None else held)
 
-        prompt = prompt_of(form, talk, document=tokens > 0)
+        prompt = prompt_of(form, talk, document=tokens > 0, asked=asked)
         whole = not tokens or (held is None and free(prompt) >= tokens and config.followup != "reread")
         beside = tokens if whole else min(config.recall, (config.budget - limit) // 2) if held is None else 0
         dropped = 0
         while free(prompt) < beside and (shorter := last_turns_dropped(talk)) is not None:
             talk, dropped = shorter, dropped + 1
-            prompt = prompt_of(form, talk, document=tokens > 0)
+            prompt = prompt_of(form, talk, document=tokens > 0, asked=asked)
         least = beside if whole else min(beside, SPAN)  # a long question takes from what is recalled first
         if max_new_tokens is None and free(prompt) < least:
             limit = max(1, limit + free(prompt) - least)

@@ -6,7 +6,8 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 from infinipot_llm.answering.compose import GoneError
@@ -102,7 +103,7 @@ class Collection:
         passes: list[ReadStats] = []
         memory = self._memories.get((document.content_hash,))
         if memory is None:
-            with telling(len(document.text) // 4, progress, cancelled) as told:
+            with self._turn(document, cancelled), telling(len(document.text) // 4, progress, cancelled) as told:
 
                 def noted(stats: ReadStats) -> None:
                     passes[:] = [stats]
@@ -127,12 +128,27 @@ class Collection:
     def _mine(self, cancelled: Callable[[], bool] | None) -> Iterator[None]:
         """Wait until no other thread reads."""
         while not self._reading.acquire(timeout=0.1):
-            if cancelled is not None and cancelled():
-                raise GoneError
+            _still_wanted(cancelled)
         try:
             yield
         finally:
             self._reading.release()
+
+    def _turn(self, document: Document, cancelled: Callable[[], bool] | None) -> AbstractContextManager[None]:
+        """Wait until no other process reads a document, as InfiniPot.read would without asking `cancelled`."""
+        if self.store is None or self.llm.config.shelf == "off":
+            return nullcontext()
+        return self.store.writing(self.llm.key([document]), while_waiting=partial(_still_wanted, cancelled))
+
+
+def _still_wanted(cancelled: Callable[[], bool] | None) -> None:
+    """Give up what nobody waits for.
+
+    Raises:
+        GoneError: `cancelled` said so.
+    """
+    if cancelled is not None and cancelled():
+        raise GoneError
 
 
 @contextmanager
@@ -141,8 +157,7 @@ def telling(tokens: int, progress: Any, cancelled: Callable[[], bool] | None) ->
     with reading_bar(tokens, progress) as bar:
 
         def told(stats: ReadStats) -> None:
-            if cancelled is not None and cancelled():
-                raise GoneError
+            _still_wanted(cancelled)
             if bar is not None:
                 bar(stats)
 

@@ -121,7 +121,8 @@ class InfiniPot:
 
     def __repr__(self) -> str:
         a = self.adapter
-        return f"InfiniPot({a.family}, {len(a.windows)} layers on {a.device} in {a.dtype}, {self.config!r})"
+        what = f"{self.name}: {a.family}, {len(a.windows)} layers on {a.device} in {a.dtype}"
+        return f"InfiniPot({what}, {self.config!r})"
 
     def read(
         self,
@@ -257,7 +258,7 @@ class InfiniPot:
             DocumentError: There is nothing to read.
             StoreError: The disk has no room.
         """
-        several = _several(more)
+        several = _several(more, memory.documents)
         if memory.setup.adapter is not self.adapter:
             raise MemoryFileError("this memory was read by another model: read on with that one, or read again.")
         catalysts, reserve = self._without_question((*memory.documents, *several))
@@ -347,8 +348,8 @@ def _warn_of_heads(model: str) -> None:
     )
 
 
-def _several(documents: Document | Sequence[Document]) -> tuple[Document, ...]:
-    """Return what was given as documents, no two of one name.
+def _several(documents: Document | Sequence[Document], before: tuple[Document, ...] = ()) -> tuple[Document, ...]:
+    """Return what was given as documents, no two of one name, and none of the name of one that was read before.
 
     Raises:
         DocumentError: It is nothing, or holds something else.
@@ -358,7 +359,7 @@ def _several(documents: Document | Sequence[Document]) -> tuple[Document, ...]:
         raise DocumentError("no document was given: name at least one.")
     if not all(isinstance(d, Document) for d in several):
         raise DocumentError("this is no Document: load a file with Document.from_file(path) first.")
-    return distinctly_named(several)
+    return distinctly_named((*before, *several))[len(before) :]
 
 
 def _unstored(remember_in: Callable[..., DocumentMemory]) -> DocumentMemory:

@@ -4,7 +4,8 @@ Chains put their context where their template has a place for it:
 
     "Use the context to answer.\n\n" + CONTEXT + "\n\nQuestion: how high is it?\nAnswer:"
 
-The template's first and last paragraph stay in the prompt, and what stands between them is the document.
+The template's first and last paragraph stay in the prompt, and what stands between them is the document; in a text
+without paragraphs, its last line, and its first where that asks. The document's notes say what stayed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 
 from infinipot_llm.answering.prompt import Message
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.clean import one_line
 from infinipot_llm.errors import DocumentError, QuestionTooLongError
 
 MOST_FRAME_TOKENS = 256
@@ -29,6 +31,14 @@ _QUESTION = re.compile(
     r"^[^\S\n]*(?:question|query|user question|user|human|input|q)[^\S\n]*:", re.IGNORECASE | re.MULTILINE
 )
 """How templates announce the question."""
+
+ANSWERED = re.compile(r"^[^\S\n]*(?:answer|a)[^\S\n]*:[^\S\n]*\S.*\n\s*\S", re.IGNORECASE | re.MULTILINE)
+"""An answer that is there, and more behind it: the questions before it belong to the text."""
+
+_ASKS = re.compile(r"[:：?？؟]\s*\Z")
+"""How a first line ends that says what to do with the lines behind it."""
+
+_SHOWN_CHARACTERS = 200
 
 
 def unstuffed(
@@ -64,13 +74,17 @@ def unstuffed(
                 if sizes[longest] <= room:  # earlier turns can give way to it
                     break
                 raise DocumentError("no question")
-            found[longest] = Document.from_text(_LAST_BORDER.sub("", text[start:end]).strip(), name="prompt")
+            taken = Document.from_text(_LAST_BORDER.sub("", text[start:end]).strip(), name="prompt")
         except DocumentError:
             raise QuestionTooLongError(
                 f"the last message has {sizes[longest]} tokens, and no question of at most {MOST_FRAME_TOKENS} stands "
                 "at its end: put the question into a paragraph of its own, behind the text."
             ) from None
         frame = "\n\n".join(part for part in (text[:start].strip(), text[end:].strip()) if part)
+        shown = one_line(frame)
+        shown = shown if len(shown) <= _SHOWN_CHARACTERS else f"...{shown[-_SHOWN_CHARACTERS:]}"
+        note = f"taken out of a message of {sizes[longest]} tokens, in which there stayed: {shown!r}"
+        found[longest] = replace(taken, notes=(*taken.notes, note))
         left[longest] = Message(left[longest].role, frame)
         sizes[longest] = count(frame)
     names = [f"prompt, part {n}" if len(found) > 1 else "prompt" for n in range(1, len(found) + 1)]
@@ -85,10 +99,12 @@ def _middle(text: str, count: Callable[[str], int]) -> tuple[int, int]:
     """
     body = text.rstrip()
     starts = [s for s in (0, *(m.end() for m in _BORDER.finditer(text))) if s < len(body)]
-    announced = [m.start() for m in _QUESTION.finditer(body)][-1:]
+    answered = max((m.start() for m in ANSWERED.finditer(body)), default=0)
+    announced = [m.start() for m in _QUESTION.finditer(body, answered)][-1:]
     ends = [max(s for s in starts if s <= a) for a in announced] + announced + [starts[-1], body.rfind("\n") + 1]
     end = next((e for e in ends if e > 0 and count(body[e:]) <= MOST_FRAME_TOKENS), len(text))
-    start = starts[1] if len(starts) > 1 else 0
+    first_line = body.find("\n") + 1
+    start = starts[1] if len(starts) > 1 else first_line if _ASKS.search(body[:first_line]) else 0
     if start >= end or count(text[:start]) > MOST_FRAME_TOKENS:
         start = 0
     return start, end

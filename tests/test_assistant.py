@@ -120,6 +120,13 @@ def test_the_callers_system_message_stands_before_what_was_recalled(
     assistant.respond(ASK, [LONG], catalyst="Which ship?")
     assert (seen[1].question, seen[1].behind) == ("Which ship?", seen[0].behind)
     assert list(seen[1].query) == assistant.llm.form.question("Which ship?")
+    talk = [Message("user", "Who built ship 7?"), Message("assistant", "A family."), Message("user", "When?")]
+    assistant.respond(talk, [LONG])
+    more = [*talk[:-1], Message("user", "When?\n\nAnswer with JSON.")]
+    assistant.respond(more, [LONG], asked="When?")
+    assert seen[3].query == seen[2].query  # earlier turns take part in looking, what else the message holds does not
+    assert (seen[2].question, seen[3].question) == ("When?", "When?")
+    assert "with JSON" in CODEC.tokenizer.decode(seen[3].behind)
 
 
 def test_memories_are_shared_by_way_of_the_store(adapter: Adapter, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from engine_samples import llm as llm
 from engine_samples import reads as reads
 from engine_samples import store as store
 
-from infinipot_llm.documents import Document
+from infinipot_llm.documents import Document, Page
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError, InfiniPotError
 from infinipot_llm.memory.memory import DocumentMemory
@@ -188,3 +189,10 @@ def test_what_was_left_unjudged_is_judged_when_reading_goes_on(llm: InfiniPot) -
     at = longer.pot.origin[old].long()
     assert torch.allclose(found[at > 0], expected[at[at > 0]], atol=1e-4)
     assert reader.policy.needs.novelty
+
+
+def test_what_is_read_on_is_told_apart_by_name(llm: InfiniPot) -> None:
+    """Citations tell documents by it; those that were read before keep theirs."""
+    first = Document("report.pdf", MORE, (Page(1, None, 0, len(MORE)),), source="2022/report.pdf")
+    longer = llm.extend(llm.read(first), [replace(first, source="2023/report.pdf"), Document.from_text("x", name="y")])
+    assert [d.name for d in longer.documents] == ["report.pdf", "2023/report.pdf", "y"]

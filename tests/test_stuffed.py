@@ -66,6 +66,25 @@ def test_questions_within_the_context_stay_there() -> None:
     assert "item 98" in documents[0].text
 
 
+def test_an_instruction_in_the_first_line_stays_in_the_prompt() -> None:
+    """Minutes in single lines: nothing tells the last line from the others, so both ends stay, and the note says so."""
+    lines = "\n".join(f"Line {i} of the minutes says that the mill stays open." for i in range(200))
+    left, (document,) = unstuffed([Message("user", f"Summarise the decisions on safety:\n{lines}")], words, 500)
+    assert left[0].text.startswith("Summarise the decisions on safety:\n\nLine 199 ")
+    assert document.text.startswith("Line 0 ")
+    assert document.text.endswith("Line 198 of the minutes says that the mill stays open.")
+    assert "there stayed: 'Summarise the decisions on safety: Line 199" in document.notes[0]
+
+
+def test_an_answered_question_is_the_texts() -> None:
+    faq = "\n\n".join(f"Question: What is item {i}?\nAnswer: it is thing {i} of the list." for i in range(99))
+    left, (document,) = unstuffed([Message("user", f"{faq}\n\nWho wrote this FAQ?")], words, 500)
+    assert left[0].text == "Question: What is item 0?\nAnswer: it is thing 0 of the list.\n\nWho wrote this FAQ?"
+    assert document.text.endswith("item 98?\nAnswer: it is thing 98 of the list.")
+    left, _ = unstuffed([Message("user", f"{faq}\n\nQuestion: Who wrote it?\nAnswer: in one word")], words, 500)
+    assert left[0].text.endswith("Question: Who wrote it?\nAnswer: in one word")
+
+
 def test_two_stuffed_messages_are_two_documents() -> None:
     talk = [Message("user", f"First.\n\n{CONTEXT}\n\nRemember."), Message("assistant", "Yes."),
             Message("user", f"Second.\n\n{CONTEXT} More.\n\nWho?")]  # fmt: skip

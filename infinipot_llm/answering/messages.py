@@ -49,7 +49,7 @@ def last_turns_dropped(messages: Sequence[Message]) -> list[Message] | None:
     return [*head, *turns[2:]] if len(turns) > 2 else None
 
 
-def prompt_of(form: PromptForm, messages: Sequence[Message], *, document: bool) -> Prompt:
+def prompt_of(form: PromptForm, messages: Sequence[Message], *, document: bool, asked: str | None = None) -> Prompt:
     """Render a tidied conversation with the model's chat template, or the plain form where it has none.
 
     What messages say is never taken for control tokens. The system message is the caller's, or else what the template
@@ -59,6 +59,7 @@ def prompt_of(form: PromptForm, messages: Sequence[Message], *, document: bool) 
         form: The model's way of putting questions.
         messages: The conversation, tidied.
         document: Whether a document stands before it.
+        asked: The question, where the last message holds more.
 
     Raises:
         QuestionError: The chat template does not take this conversation.
@@ -85,14 +86,14 @@ def prompt_of(form: PromptForm, messages: Sequence[Message], *, document: bool) 
             into += form.codec.trusted(piece) if piece else []
         elif piece != "document":
             into += form.codec.untrusted(messages[int(piece.split()[1])].text)
-    question = messages[-1].text
-    return Prompt(tuple(before), tuple(behind), tuple(_query(form, messages)), question)
+    question = messages[-1].text if asked is None else asked
+    return Prompt(tuple(before), tuple(behind), tuple(_query(form, messages[:-1], question)), question)
 
 
-def _query(form: PromptForm, messages: Sequence[Message]) -> list[int]:
+def _query(form: PromptForm, earlier: Sequence[Message], question: str) -> list[int]:
     """Return what passages are looked for with: the question behind as many earlier turns as fit."""
-    said = [m.text for m in messages if m.role != "system"]
-    return form.looked_for(list(zip(said[:-1:2], said[1::2], strict=True)), said[-1])
+    said = [m.text for m in earlier if m.role != "system"]
+    return form.looked_for(list(zip(said[::2], said[1::2], strict=True)), question)
 
 
 def _has_template(tokenizer: Any) -> bool:

@@ -110,7 +110,7 @@ def open_rows(folder: Path, name: str) -> Rows:
 
 def load(options: dict[str, Any], arms: Sequence[Arm], max_new_tokens: int) -> InfiniPot:
     """Load the model; there is a shelf only for the arm that needs one."""
-    shelf = "keys" if any(arm.name == "recall" for arm in arms) else "off"
+    shelf = "keys" if any(arm.recalls for arm in arms) else "off"
     made: InfiniPot = load_engine(options, make_config({**options, "shelf": shelf}, max_new_tokens=max_new_tokens))
     return made
 
@@ -240,8 +240,7 @@ class Bench:
             "prompts": self.prompts,
             "release": __version__,
             "sources": sources_digest(),
-            "torch": version("torch"),
-            "transformers": version("transformers"),
+            **{name: version(name) for name in ("torch", "transformers", "tokenizers", "bm25s")},
         }
 
     def run(self, cases: Sequence[Case], **how: Any) -> list[Row]:

@@ -73,7 +73,7 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say whether memories are kept."""
     for option in (
-        click.option("--no-store", is_flag=True, help="Keep nothing: what is read is forgotten when the command ends."),
+        click.option("--no-store", is_flag=True, help="Keep nothing: what is read goes when the command ends."),
         click.option("--fresh", is_flag=True, help="Read again, although the store has a memory of these files."),
     ):
         command = option(command)

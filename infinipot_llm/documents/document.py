@@ -138,20 +138,23 @@ class Document:
         return load_file(Path(path), password=password, name=name)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, name: str, password: str | None = None) -> Document:
-        """Read a document that is already in memory: a PDF if it starts with %PDF, captions or else text.
+    def from_bytes(
+        cls, data: bytes, *, name: str, password: str | None = None, media_type: str | None = None
+    ) -> Document:
+        """Read a document that is already in memory: a PDF if it is named or looks like one, captions or else text.
 
         Args:
             data: The content of a file.
             name: Name of the document.
             password: Password of an encrypted PDF; ignored by files that need none.
+            media_type: What the sender says it is; "application/pdf" counts as the name's ending .pdf does.
 
         Raises:
             DocumentError: If the data are empty, encrypted, damaged, binary or without text.
         """
         from infinipot_llm.documents.loading import load_bytes
 
-        return load_bytes(data, name=name, password=password)
+        return load_bytes(data, name=name, password=password, media_type=media_type)
 
     @classmethod
     def from_text(cls, text: str, *, name: str = "text") -> Document:

@@ -33,26 +33,22 @@ def load_file(path: Path, *, password: str | None = None, name: str | None = Non
     if not data:
         raise DocumentError(f"{shown} is empty: there is nothing to read in it.")
     suffix = path.suffix.lower()
-    is_named_pdf = suffix == ".pdf"
-    if is_named_pdf and _PDF_MAGIC not in data[:_PDF_HEADER_BYTES]:
-        raise DocumentError(
-            f"{shown} is named .pdf but is not a PDF: rename it if it is text, or download or export it again."
-        )
-    is_pdf = is_named_pdf or _starts_as_pdf(data)
+    is_pdf = _is_pdf(data, shown, suffix)
     extracted = _extract(data, shown, password, suffix, is_pdf=is_pdf)
     is_prose = not is_pdf and suffix in _PROSE_SUFFIXES
     shown_name = one_line(path.name if name is None else name)
     return _assemble(extracted, name=shown_name, shown=shown, source=str(path), is_prose=is_prose)
 
 
-def load_bytes(data: bytes, *, name: str, password: str | None = None) -> Document:
+def load_bytes(data: bytes, *, name: str, password: str | None = None, media_type: str | None = None) -> Document:
     """Read a document from memory; see `Document.from_bytes`."""
     shown = one_line(name)
     if not data:
         raise DocumentError(f"{shown} is empty: there is nothing to read in it.")
-    is_pdf = _starts_as_pdf(data)
     # A name is no path, and most are none at all ("-"): only the suffixes that say what they are count.
-    extracted = _extract(data, shown, password, Path(shown).suffix.lower(), is_pdf=is_pdf)
+    suffix = Path(shown).suffix.lower()
+    is_pdf = _is_pdf(data, shown, suffix, media_type)
+    extracted = _extract(data, shown, password, suffix, is_pdf=is_pdf)
     return _assemble(extracted, name=shown, shown=shown, source=None, is_prose=not is_pdf)
 
 
@@ -85,6 +81,20 @@ def _extract(data: bytes, shown: str, password: str | None, suffix: str, *, is_p
     extracted = decode_text(data, name=shown)
     kind = caption_format(extracted.texts[0], suffix)
     return extracted if kind is None else read_captions(extracted, kind, name=shown)
+
+
+def _is_pdf(data: bytes, shown: str, suffix: str, media_type: str | None = None) -> bool:
+    """Say whether data are a PDF: they are named one, or said to be one, or look like one.
+
+    Raises:
+        DocumentError: They are named or said to be one, and are none.
+    """
+    claimed = "named .pdf" if suffix == ".pdf" else "given as application/pdf" * (media_type == "application/pdf")
+    if claimed and _PDF_MAGIC not in data[:_PDF_HEADER_BYTES]:
+        raise DocumentError(
+            f"{shown} is {claimed} but is not a PDF: rename it if it is text, or download or export it again."
+        )
+    return bool(claimed) or _starts_as_pdf(data)
 
 
 def _starts_as_pdf(data: bytes) -> bool:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from infinipot_llm.answering.answer import FinishReason
-from infinipot_llm.answering.decode import Sampling, decode
+from infinipot_llm.answering.decode import Sampling, cut_at_stop, decode
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.config import POLICIES, PotConfig
 from infinipot_llm.documents import Document
@@ -84,7 +84,7 @@ class Outcome:
     """What an arm made of a case.
 
     Attributes:
-        text: The answer.
+        text: The answer, with the white space around it: of code, that is part of what is scored.
         finish_reason: Why it ended.
         context_tokens: Tokens of the context, before anything was dropped or cut.
         slots: Slots per layer and KV head that were left of it when the question was put, the prompt's prefix included.
@@ -123,6 +123,11 @@ class Arm:
     wants_question: bool
     changes: tuple[tuple[str, Any], ...] = ()
     keeps_positions: bool = False
+
+    @property
+    def recalls(self) -> bool:
+        """Whether it answers from the shelf."""
+        return self.name.partition(":")[0] == "recall"
 
     @property
     def reads_for_question(self) -> bool:
@@ -248,8 +253,9 @@ class Examinee:
             cycles = int(pot is not state.pot)
         slots = pot.length
         said = decode(self.llm.adapter, self.llm.form.codec, pot, prompt.behind, Sampling(max_new_tokens, stop=stop))
+        whole, _ = cut_at_stop(self.llm.form.codec.decode(said.ids), stop)  # `said.text` is stripped
         return Outcome(
-            said.text, said.finish_reason, len(text), slots, cycles,
+            whole, said.finish_reason, len(text), slots, cycles,
             0.0 if reused else ready - started, time.perf_counter() - ready, len(said.ids),
         )  # fmt: skip
 
@@ -271,7 +277,7 @@ class Examinee:
     ) -> _State:
         """Read a context the way of an arm."""
         adapter, prefix = self.llm.adapter, list(prompt.before)
-        if arm.name.partition(":")[0] == "recall":
+        if arm.recalls:
             if config.shelf == "off":
                 raise BudgetError("the arm recall answers from the shelf: give shelf='keys', not 'off'.")
             memory = InfiniPot(adapter, self.llm.form.codec, config, self.llm.heads).read(text.documents)

@@ -130,7 +130,7 @@ def check_arm(arm: Arm) -> None:
     Raises:
         BudgetError: It is not.
     """
-    if arm.own is not None or arm.keeps_positions or arm.policy == "full" or arm.name.startswith("recall"):
+    if arm.own is not None or arm.keeps_positions or arm.policy == "full" or arm.recalls:
         raise BudgetError(f"{arm.name} has no cycles to count hits in: choose policies inside the loop.")
 
 

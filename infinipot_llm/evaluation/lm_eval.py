@@ -161,7 +161,7 @@ class InfiniPotLM(LM):  # type: ignore[misc,unused-ignore]
         self._question_from = None if question_from is None else str(question_from)
         self._hidden = hidden
         device = "auto" if device == HARNESS_DEVICE else device
-        if self._arm.name != "recall":  # the only one that asks the shelf
+        if not self._arm.recalls:  # the only one that asks the shelf
             knobs.setdefault("shelf", "off")
         self._llm = InfiniPot.from_pretrained(str(model), budget=budget, device=device, dtype=dtype, **knobs)
         self._examinee = Examinee(self._llm)
@@ -295,8 +295,7 @@ class InfiniPotLM(LM):  # type: ignore[misc,unused-ignore]
         """
         arm, llm = self._arm, self._llm
         config = replace(llm.config, policy=arm.policy, **dict(arm.changes))
-        recalls = arm.name.partition(":")[0] == "recall"
-        catalyses = make_policy(config).needs.catalyst and arm.own is None and not recalls
+        catalyses = make_policy(config).needs.catalyst and arm.own is None and not arm.recalls
         known = arm.wants_question and not self._hidden
         lengths: dict[str, tuple[int, int]] = {}  # of a document, and of the longest generic question about it
         slots = []
@@ -309,12 +308,12 @@ class InfiniPotLM(LM):  # type: ignore[misc,unused-ignore]
             tokens, catalyst = lengths[context]
             before, reserve = len(prompt.before), max(config.question_tokens, len(prompt.behind)) + longest
             slots.append(before + tokens + reserve)
-            if recalls and before + len(prompt.behind) + longest >= config.budget:
+            if arm.recalls and before + len(prompt.behind) + longest >= config.budget:
                 raise BudgetError(
                     f"a question of {before + len(prompt.behind)} tokens and its answer of {longest} leave no room for "
                     f"passages in a budget of {config.budget}: choose a larger budget."
                 )
-            if arm.policy != "full" and not recalls:
+            if arm.policy != "full" and not arm.recalls:
                 asks = len(prompt.behind) if catalyses and known else catalyst
                 plan(config, llm.adapter.window, tokens, before, asks, reserve)
         if (arm.policy == "full" or arm.own == "whole") and max(slots, default=0) > llm.adapter.window:

@@ -45,6 +45,9 @@ Metric: TypeAlias = Literal[
     "exact_match",
 ]
 
+_EAST_ASIAN = re.compile(r"[\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uac00-\ud7a3\uff66-\uff9f\U00020000-\U0003ffff]")
+"""A letter of Chinese, Japanese (half-width too) or Korean; of Korean a whole syllable, as NFC puts them together."""
+
 _NO_CODE = ("`", "#", "//")
 """A line that holds one of these is a fence or a comment."""
 
@@ -69,9 +72,12 @@ def scores(task: Task, prediction: str, case: Case) -> dict[str, float]:
 
 
 def normalise(text: str) -> str:
-    """Normalise an answer as SQuAD does: lower case, no punctuation (of any script), no articles, single blanks."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
-    return _no_articles(text)
+    """Normalise an answer as SQuAD does: lower case, no punctuation (of any script), no articles, single blanks.
+
+    Letters of Chinese, Japanese and Korean are words of their own, as nothing parts their words, or an ending follows.
+    """
+    text = unicodedata.normalize("NFC", text.lower())  # as documents are
+    return _words("".join(c for c in text if c not in string.punctuation and unicodedata.category(c)[0] != "P"))
 
 
 def contains(answer: str, references: Iterable[str]) -> bool:
@@ -92,11 +98,11 @@ def exact_match(answer: str, references: Iterable[str]) -> bool:
 def token_f1(answer: str, references: Iterable[str]) -> float:
     """Give the harmonic mean of precision and recall of the words.
 
-    As LongBench has it, only the punctuation of ASCII is dropped (`normalise` drops that of any script), and nothing
-    in common scores 0 even where both are empty.
+    As LongBench has it, only the punctuation of ASCII, and in Chinese, Japanese and Korean their own, is dropped
+    (`normalise` drops that of any script), and nothing in common scores 0 even where both are empty.
     """
-    said = _ascii_normalised(answer).split()
-    return max((_word_f1(said, _ascii_normalised(reference).split()) for reference in references), default=0.0)
+    said = _longbench_normalised(answer).split()
+    return max((_word_f1(said, _longbench_normalised(reference).split()) for reference in references), default=0.0)
 
 
 def rouge_l(answer: str, references: Iterable[str]) -> float:
@@ -208,16 +214,29 @@ def _measure(metric: Metric, prediction: str, case: Case) -> float:
 
 
 def _scored_part(task: Task, prediction: str) -> str:
-    """Return what of an answer is scored: all of it, or the first line after leading line breaks."""
-    return prediction.lstrip("\n").split("\n")[0] if task.first_line else prediction
+    """Return what of an answer is scored: code as it is, since a line's indentation counts; anything else stripped.
+
+    Of that, all or the first line.
+    """
+    if task.metric == "code_similarity":
+        return prediction
+    text = prediction.strip()
+    return text.split("\n")[0] if task.first_line else text
 
 
-def _ascii_normalised(text: str) -> str:
-    return _no_articles("".join(c for c in text.lower() if c not in string.punctuation))
+def _longbench_normalised(text: str) -> str:
+    text = unicodedata.normalize("NFC", text.lower())
+    return _words("".join(c for c in text if c not in string.punctuation and not _is_wide_punctuation(c)))
 
 
-def _no_articles(text: str) -> str:
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+def _is_wide_punctuation(character: str) -> bool:
+    """Whether it is one of Chinese, Japanese or Korean: all others are of the width of letters."""
+    return unicodedata.category(character)[0] == "P" and unicodedata.east_asian_width(character) in "WF"
+
+
+def _words(text: str) -> str:
+    text = re.sub(r"\b(a|an|the)\b", " ", text)  # first: the A of 维生素A is no article
+    return " ".join(_EAST_ASIAN.sub(r" \g<0> ", text).split())
 
 
 def _word_f1(said: list[str], wanted: list[str]) -> float:

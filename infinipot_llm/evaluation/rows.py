@@ -21,6 +21,9 @@ Row: TypeAlias = dict[str, Any]
 IDENTITY = ("arm", "key", "settings")
 """What tells a row from all others: way of answering, case, and digest of the settings."""
 
+OUT_OF_MEMORY = "memory ran out."
+"""`refused` of what another day, or with less beside it, may be done: such a row gives way to a later one."""
+
 _BEGINS = b'{"arm": '  # every row does: this tells a torn line of ours from a line of something else
 
 
@@ -71,6 +74,11 @@ class Rows:
         """Return the row of an arm and a case under these settings, if it is there."""
         return self._rows.get((arm, key, settings))
 
+    def holds(self, arm: str, key: str, settings: str) -> bool:
+        """Whether such a row is there, and need not be made again."""
+        row = self.find(arm, key, settings)
+        return row is not None and row.get("refused") != OUT_OF_MEMORY
+
     def of(self, settings: str) -> list[Row]:
         """Return the rows under these settings, in the order in which they were written."""
         return [row for row in self if row["settings"] == settings]
@@ -79,7 +87,8 @@ class Rows:
         """Write a row, and return it as it stands in the file.
 
         Args:
-            row: Plain JSON values; `arm`, `key` and `settings` are strings that no row has together yet.
+            row: Plain JSON values; `arm`, `key` and `settings` are strings that no row has together yet, but one of a
+                run whose memory ran out.
 
         Raises:
             StoreError: The file cannot be written.
@@ -88,7 +97,7 @@ class Rows:
         first = {name: row[name] for name in IDENTITY}
         line = json.dumps({**first, **row}, ensure_ascii=True, allow_nan=False).encode() + b"\n"
         written = _row(line)
-        if written is None or (where := _identity(written)) in self._rows:
+        if written is None or self.holds(*(where := _identity(written))):
             raise ValueError(f"no row, or one that is there already: {first}")
         if self.path is not None:
             self._append(self.path, line)
@@ -120,7 +129,8 @@ class Rows:
             row = _row(line)
             if row is None:
                 raise _foreign(path, number)
-            self._rows.setdefault(_identity(row), row)
+            if not self.holds(*(where := _identity(row))):
+                self._rows[where] = row
 
     def _append(self, path: Path, line: bytes) -> None:
         """Write a line in one go, so that an interruption leaves whole lines; take it back where the disk is full."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from infinipot_llm.errors import BudgetError, QuestionError
 from infinipot_llm.evaluation.cases import Case
-from infinipot_llm.evaluation.rows import Row, Rows, digest
+from infinipot_llm.evaluation.rows import OUT_OF_MEMORY, Row, Rows, digest
 
 if TYPE_CHECKING:
     from infinipot_llm.answering.prompt import Prompt
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Score: TypeAlias = Callable[[Case, str], "float | Mapping[str, float]"]
 
-ROOMS = ("pot", "models", "answering", "memory", "evaluation")
-"""Packages whose sources decide what is answered, and what an answer is worth."""
+ROOMS = ("documents", "pot", "models", "answering", "memory", "evaluation")
+FILES = ("engine.py", "config.py")
+"""Packages and files beside them whose sources decide what is answered, and what an answer is worth."""
 
 SHOWN_BY = ("tables.py", "statistics.py", "heatmap.py", "lm_eval.py")
 """Files of evaluation/ that only show what was found, or have no rows."""
@@ -86,7 +87,8 @@ def sources_digest(package: Path = Path(__file__).parents[1]) -> str:
         package: Folder of infinipot_llm.
     """
     found = hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (package / room).rglob("*.py")):
+    of_rooms = [path for room in ROOMS for path in (package / room).rglob("*.py")]
+    for path in sorted([*of_rooms, *(package / name for name in FILES)]):
         if path.parent != package / "evaluation" or path.name not in SHOWN_BY:
             source = path.read_bytes()
             found.update(f"{path.relative_to(package).as_posix()}\n{len(source)}\n".encode() + source)
@@ -114,7 +116,7 @@ def plan_readings(
     readings = []
     for arm in arms:
         for several in contexts.values():
-            left = [case for case in several if rows.find(arm.name, case.key, which) is None]
+            left = [case for case in several if not rows.holds(arm.name, case.key, which)]
             if arm.reads_for_question and not hidden:
                 readings += [Reading(arm, (case,)) for case in left]
             elif left:
@@ -139,8 +141,8 @@ def run(
     """Ask every case of every arm that has no row yet.
 
     An arm that cannot be run on a case, such as a full cache on a context beyond the model's window or this machine's
-    memory, leaves a row with the reason in `refused` and no score. An interruption (Ctrl-C) leaves whole rows, and the
-    next run goes on there.
+    memory, leaves a row with the reason in `refused` and no score; where memory ran out, the next run tries again. An
+    interruption (Ctrl-C) leaves whole rows, and the next run goes on there.
 
     Args:
         examinee: The model.
@@ -194,7 +196,7 @@ def run(
                 if not is_out_of_memory(error):
                     raise
                 examinee.forget()
-                row = rows.add({**identity, **about, "refused": "memory ran out."})
+                row = rows.add({**identity, **about, "refused": OUT_OF_MEMORY})
             else:
                 row = rows.add({**identity, **about, **_scores(score(case, outcome.text)), **_numbers(outcome)})
             done += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -55,12 +54,6 @@ def _by_all(rows: Sequence[Row], score: str | None) -> list[Row]:
     """Return the rows of the cases that every arm could be run on."""
     left_out = {row["key"] for row in rows if _score(row, score) is None}
     return [row for row in rows if row["key"] not in left_out]
-
-
-def _weighted(rows: Sequence[Row], scores: Sequence[Any]) -> list[float]:
-    """Return scores whose mean is the mean of the tasks' means."""
-    count = Counter(row["task"] for row in rows)
-    return [s * len(rows) / (len(count) * count[row["task"]]) for row, s in zip(rows, scores, strict=True)]
 
 
 def grid(rows: Iterable[Row], arm: str) -> str:
@@ -130,14 +123,15 @@ def _line(task: str, arm: str, rows: Sequence[Row], against: dict[str, Row], sco
     both = [row for row in scored if row["key"] in against]
     mean = difference = ""
     if scored:
-        values = _weighted(scored, [_score(row, score) for row in scored])
-        mean = _interval("{:.3f}", *share(values, [row["group"] for row in scored]))
+        groups, tasks = ([row[name] for row in scored] for name in ("group", "task"))
+        mean = _interval("{:.3f}", *share([_score(row, score) for row in scored], groups, tasks=tasks))
     if both:
         difference = _difference(
             *paired(
-                _weighted(both, [_score(row, score) for row in both]),
-                _weighted(both, [_score(against[row["key"]], score) for row in both]),
+                [_score(row, score) for row in both],
+                [_score(against[row["key"]], score) for row in both],
                 [row["group"] for row in both],
+                tasks=[row["task"] for row in both],
             ),
             cases=None if len(both) == len(scored) == len(against) else len(both),
         )

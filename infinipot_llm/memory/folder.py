@@ -131,14 +131,16 @@ class Folder:
             _HELD.paths.discard(path)
 
     @contextlib.contextmanager
-    def turn(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[bool]:
+    def turn(
+        self, key: str, on_wait: Callable[[], None] | None, while_waiting: Callable[[], None] | None
+    ) -> Iterator[bool]:
         """Be the only thread of all processes that makes a memory; yield whether the turn begins here, or goes on."""
         path = self.path / f"{key}.lock"
         if path in _HELD.paths:
             yield False
             return
         with self.sentences():
-            lock = self._wait_for(path, on_wait)
+            lock = self._wait_for(path, on_wait, while_waiting)
         _HELD.paths.add(path)
         try:
             yield True
@@ -146,7 +148,9 @@ class Folder:
             _HELD.paths.discard(path)
             self.drop(lock, path)
 
-    def _wait_for(self, path: Path, on_wait: Callable[[], None] | None) -> filelock.BaseFileLock:
+    def _wait_for(
+        self, path: Path, on_wait: Callable[[], None] | None, while_waiting: Callable[[], None] | None
+    ) -> filelock.BaseFileLock:
         """Take the lock of a key; between the attempts, Ctrl-C is heard."""
         lock = _lock(path)
         names = filelock.FileLock(self.path / ".lock", mode=0o600)  # once: Ctrl-C is lost while Python destroys one
@@ -158,6 +162,8 @@ class Folder:
             if on_wait:
                 on_wait()
                 on_wait = None
+            if while_waiting:
+                while_waiting()
             time.sleep(_POLL_S)
 
     def scratch(self, key: str) -> tuple[Path, filelock.BaseFileLock]:

@@ -128,7 +128,13 @@ class MemoryStore:
             return _open(path) if path else None
 
     @contextlib.contextmanager
-    def writing(self, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    def writing(
+        self,
+        key: str,
+        *,
+        on_wait: Callable[[], None] | None = None,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> Iterator[None]:
         """Be the only thread of all processes that makes this memory.
 
         Others wait here, and find it with `get` afterwards. The lock of a killed process is free. A thread that has
@@ -138,6 +144,7 @@ class MemoryStore:
         Args:
             key: Name of the memory.
             on_wait: Called once if another is making it.
+            while_waiting: Called again and again as long as another is making it; what it raises ends the waiting.
 
         Raises:
             StoreError: The folder cannot be used, or the disk is full, here or within the block.
@@ -145,7 +152,7 @@ class MemoryStore:
         self._place.memory(key)
         self._place.ready(create=True)
         mine = (key, threading.get_ident())
-        with self._place.turn(key, on_wait) as begins, self._place.sentences(only_full=True):
+        with self._place.turn(key, on_wait, while_waiting) as begins, self._place.sentences(only_full=True):
             try:
                 yield
             finally:

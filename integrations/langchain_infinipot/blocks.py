@@ -94,7 +94,8 @@ def read_block(block: dict[str, Any], number: int, limits: Limits) -> Document:
     """
     extras = block.get("extras") or {}
     given = next((v for v in (block.get("title"), *map(extras.get, ("filename", "title"))) if v), None)
-    suffix = _SUFFIXES.get(str(block.get("mime_type")), "")
+    media_type = str(block.get("mime_type"))
+    suffix = _SUFFIXES.get(media_type, "")
     if block["type"] == "text-plain":
         suffix = suffix or ".txt"
     name = str(given or block.get("filename") or f"document {number}{suffix}")
@@ -102,7 +103,7 @@ def read_block(block: dict[str, Any], number: int, limits: Limits) -> Document:
         _check_size(len(text), name, limits)
         return parsed(text.encode("utf-8", "replace"), name) if text.strip() else _no_text(name)
     if "base64" in block:
-        return parsed(_decoded(block["base64"], name, limits), name)
+        return parsed(_decoded(block["base64"], name, limits), name, media_type)
     # LangChain puts the file id of an Anthropic block into `id`, which is a block's own name otherwise.
     reference = block.get("file_id") or (block.get("id") if "url" not in block else None)
     if reference is not None:
@@ -120,7 +121,7 @@ def read_block(block: dict[str, Any], number: int, limits: Limits) -> Document:
             )
         data = limits.fetch_url(url)
         _check_size(len(data), name, limits)
-        return parsed(data, name)
+        return parsed(data, name, media_type)
     raise InvalidRequestError(f"a {block['type']!r} block holds nothing: give it base64, file_id or text.")
 
 

@@ -70,6 +70,8 @@ class InfiniPotLoader(BaseLoader):
 
     def _parts(self, read: Read, source: str) -> Iterator[Document]:
         about: dict[str, Any] = {"source": source, "total_pages": read.page_count, "document_id": read.id}
+        if read.notes:  # pages that hold no text, say
+            about["notes"] = list(read.notes)
         if self.mode == "single":
             yield Document(page_content=read.text, metadata=about)
         elif read.turns:

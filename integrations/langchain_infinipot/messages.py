@@ -2,7 +2,7 @@
 
 system, human, AI and tool messages --> Message(role, text) ...   what is said, in order
                     their document blocks --> Document ...        before the conversation, each content once
-                    the text of the last human message            the catalyst
+                    the text of the last human message            the question
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Request:
     Attributes:
         messages: The conversation, oldest first; the last one is the user's.
         documents: What it is about, in order, each content once.
-        catalyst: What is looked for in the documents, where that is not the last message as it stands.
+        question: What is asked, where that is not the last message as it stands.
     """
 
     messages: tuple[Message, ...]
     documents: tuple[Document, ...]
-    catalyst: str | None = None
+    question: str | None = None
 
     @property
     def asked(self) -> str:

@@ -43,7 +43,9 @@ def metadata(reply: Reply, model: str) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "infinipot": {
             "how": reply.how,
-            "documents": [{"id": d.id, "name": d.name, "pages": d.page_count} for d in reply.documents],
+            "documents": [
+                {"id": d.id, "name": d.name, "pages": d.page_count, "notes": list(d.notes)} for d in reply.documents
+            ],
             "document_ids": [d.id for d in reply.documents],
             "document_tokens": reply.read_tokens + reply.remembered_tokens,
             "read_tokens": reply.read_tokens,

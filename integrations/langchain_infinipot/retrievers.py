@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from infinipot_llm.documents import Document as Read
 from infinipot_llm.documents import Span
 from infinipot_llm.documents.document import each_once
+from infinipot_llm.memory.waiting import awaited
 from langchain_infinipot.errors import InvalidRequestError, langchain_errors
 from langchain_infinipot.settings import CONFIG, InfiniPotSettings, unknown_setting
 
@@ -52,6 +54,17 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None, **unknown: Any
     ) -> list[Document]:
+        return self._passages(query, k, unknown)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None, **unknown: Any
+    ) -> list[Document]:
+        return await awaited(partial(self._passages, query, k, unknown))
+
+    def _passages(
+        self, query: str, k: int | None, unknown: Mapping[str, Any], cancelled: Callable[[], bool] | None = None
+    ) -> list[Document]:
+        """Look for passages; documents that were not read yet are read first, as long as somebody waits for it."""
         for name in unknown:
             raise InvalidRequestError(unknown_setting(name, ("k",)))
         if not isinstance(query, str):
@@ -64,7 +77,7 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
         with langchain_errors():
             engine = self.engine()
             documents = each_once(self.bound(self.limits()))
-            memory = engine.remember(documents)
+            memory = engine.remember(documents, cancelled=cancelled)
             tokens = self.recall or memory.config.recall
             found = memory.recall(query, tokens)
             # What is recalled is joined where it touches; with less of it, the best passages stand alone.
@@ -74,12 +87,6 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
                 found = fewer if len(fewer) > len(found) else found
         by_name = {d.name: d for d in documents}
         return [_document(span, score, by_name[span.document]) for span, score in found[:wanted]]
-
-    async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None, **unknown: Any
-    ) -> list[Document]:
-        sync = run_manager.get_sync()
-        return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=sync, k=k, **unknown)
 
 
 def _document(span: Span, score: float, read: Read) -> Document:

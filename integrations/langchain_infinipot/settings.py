@@ -83,7 +83,8 @@ class InfiniPotSettings(BaseModel):
         citations: Whether to look for the passages that an answer rests on (some forward passes more).
         document: What all questions are about: a path, an infinipot_llm.Document, an id, or several of these.
         store: Where memories of documents are kept: None or True is the store on disk that the command line uses
-            as well, a path is a store there, a MemoryStore is used as it is, and False is for this process alone.
+            as well, a path is a store there, a MemoryStore is used as it is, and False is for this process alone (in
+            files that go with it).
         max_block_bytes: A content block that holds more than this is refused before it is decoded.
         fetch_url: Opts in to blocks that name an address, `file://` included: it is called with the address and returns
             the bytes there. None refuses them.
@@ -224,9 +225,10 @@ class InfiniPotSettings(BaseModel):
             model = call.get("model")
             limits = self.limits(model)
             request = read_messages(messages, limits, self.bound(limits, **call))
-            options["catalyst"] = options["catalyst"] or request.catalyst
+            options["asked"] = request.question
             if options["schema"] is not None:
-                request, options["catalyst"] = request.telling(options["schema"]), options["catalyst"] or request.asked
+                options["asked"] = request.question or request.asked
+                request = request.telling(options["schema"])
             return Prepared(self.engine(model), request, options, model or self.model)
 
     def limits(self, model: str | None = None) -> Limits:

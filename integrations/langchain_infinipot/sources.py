@@ -89,17 +89,19 @@ def signature(given: Any) -> list[str]:
     return [source.id if isinstance(source, Document) else _file_state(source) for source in as_sources(given)]
 
 
-def parsed(data: bytes, name: str) -> Document:
+def parsed(data: bytes, name: str, media_type: str | None = None) -> Document:
     """Read a document from memory, or take it from the few that were parsed last.
 
     Args:
         data: The content of a file.
-        name: What it is called; captions are told by its suffix.
+        name: What it is called; captions and PDFs are told by its suffix.
+        media_type: What the block says it is.
 
     Raises:
         DocumentError: It cannot be read.
     """
-    return _remembered(f"{hashlib.sha256(data).hexdigest()} {name}", lambda: Document.from_bytes(data, name=name))
+    key = f"{hashlib.sha256(data).hexdigest()} {media_type} {name}"
+    return _remembered(key, lambda: Document.from_bytes(data, name=name, media_type=media_type))
 
 
 def is_address(source: Any) -> bool:

@@ -110,6 +110,8 @@ def test_it_is_asked_what_our_arms_are_asked(
     assert request["keep"] == ours.slots == outcome.slots
     on_top = 0 if hidden else len(prompt.behind) - 1
     assert peer.measured["kept"] == [request["keep"] + on_top + 20.5, request["keep"] + on_top - 20.5]
+    assert outcome.text == "It was.\n1871"
+    assert peer.answer(arm, CONTEXT, prompt, max_new_tokens=8, hidden=hidden).text == "It was.\n"  # as our arms have it
 
 
 def test_presses_that_look_at_no_question_are_never_told_it(

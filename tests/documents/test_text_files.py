@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from pdf_samples import make_pdf
 
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import DocumentError
@@ -110,6 +111,20 @@ def test_a_file_named_pdf_that_is_not_one(tmp_path: Path) -> None:
     path.write_text("<html>not found</html>")
     with pytest.raises(DocumentError, match=r"is named \.pdf but is not a PDF"):
         Document.from_file(path)
+
+
+def test_bytes_are_what_a_file_of_that_name_would_be(tmp_path: Path) -> None:
+    """Printers and mail gateways put lines before the header, and a login page is saved as report.pdf."""
+    printed = b"@PJL JOB\r\n" + make_pdf("The mill.")
+    for how in ({"name": "report.pdf"}, {"name": "report", "media_type": "application/pdf"}):
+        document = Document.from_bytes(printed, **how)
+        assert document.page_count == 1
+        assert document.text.strip() == "The mill."
+        with pytest.raises(
+            DocumentError, match=r"^report.* is (named \.pdf|given as application/pdf) but is not a PDF"
+        ):
+            Document.from_bytes(b"<html>Please log in</html>", **how)
+    assert Document.from_bytes(b"<html>", name="page.html", media_type="text/html").text == "<html>"
 
 
 def test_a_text_that_mentions_the_pdf_magic_is_text(tmp_path: Path) -> None:

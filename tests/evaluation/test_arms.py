@@ -84,7 +84,22 @@ def test_full_answers_as_the_plain_model_does(llm: InfiniPot) -> None:
     llm.adapter.close()
     out = llm.adapter.model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)
     llm.adapter.open()
-    assert outcome.text == llm.form.codec.decode(out[0, len(ids) :].tolist()).strip()
+    assert outcome.text == llm.form.codec.decode(out[0, len(ids) :].tolist())
+
+
+@pytest.mark.parametrize(("stop", "text"), [((), "\n    return x\n "), (("x",), "\n    return ")])
+def test_the_white_space_around_an_answer_is_part_of_it(
+    llm: InfiniPot, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, ...], text: str
+) -> None:
+    """A line of code is scored with its indentation."""
+    ids = tuple(llm.form.codec.untrusted("\n    return x\n "))
+    monkeypatch.setattr(arms, "decode", lambda *_: Decoded(ids, "return x", "stop"))
+    assert Examinee(llm).answer(parse_arm("streaming"), TEXT, prompt(llm), max_new_tokens=8, stop=stop).text == text
+
+
+def test_which_arms_recall() -> None:
+    names = ("recall", "recall:recall=512", "infinipot", "full", "infinipot:recall=512", "own:snapkv")
+    assert [parse_arm(name).recalls for name in names] == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,16 @@ def test_no_request_is_read_where_one_cannot_be(
     assert len(lm.generate_until([asked(text, {"max_gen_toks": 8}) for text in texts[::2]], disable_tqdm=True)) == 2
 
 
+@pytest.mark.parametrize(("arm", "shelf"), [("recall:recall=64", None), ("recall", None), ("streaming", "off")])
+def test_whoever_recalls_has_a_shelf(
+    room: ModuleType, tiny_llm: InfiniPot, monkeypatch: pytest.MonkeyPatch, arm: str, shelf: str | None
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(InfiniPot, "from_pretrained", lambda *_, **settings: given.update(settings) or tiny_llm)
+    room.InfiniPotLM(model="tiny", arm=arm)
+    assert given.get("shelf") == shelf
+
+
 def test_no_request_is_read_where_one_is_not_greedy(lm: Any) -> None:
     given = [asked("Document.\n\nWho won the race?", settings) for settings in ({}, {"do_sample": True})]
     with pytest.raises(BudgetError, match="samples or searches"):

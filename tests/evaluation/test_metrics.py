@@ -65,6 +65,12 @@ def case(task: str, *references: str, classes: tuple[str, ...] = ()) -> Case:
         ("1914–1918 (“Great War”)", "19141918 great war"),
         ("$1,000", "1000"),
         ("the", ""),
+        ("Cafe\u0301", "café"),
+        ("答案是北京。", "答 案 是 北 京"),
+        ("「東京タワー」は333m", "東 京 タ ワ ー は 333m"),
+        ("𠮷野家", "𠮷 野 家"),
+        ("\u1109\u1165\u110b\u116e\u11af", "서 울"),  # jamo
+        ("维生素A", "维 生 素 a"),
     ],
 )
 def test_normalise(text: str, wanted: str) -> None:
@@ -82,6 +88,15 @@ def test_normalise(text: str, wanted: str) -> None:
         ("", ["x"], False),
         ("anything at all", ["The", ""], False),
         ("anything", [], False),
+        ("答案是北京。", ["北京"], True),
+        ("答案是南京。", ["北京"], False),
+        ("1998年です", ["1998年"], True),
+        ("1998年です", ["998年"], False),
+        ("维生素C", ["维生素A"], False),
+        ("수도는 서울입니다.", ["서울"], True),
+        ("수도는 부산입니다.", ["서울"], False),
+        ("It is Zu\u0308rich.", ["Z\u00fcrich"], True),
+        ("It is Z\u00fcrich.", ["Zu\u0308rich"], True),
     ],
 )
 def test_contains(answer: str, references: list[str], wanted: bool) -> None:
@@ -116,6 +131,11 @@ def test_exact_match(answer: str, references: list[str], wanted: bool) -> None:
         ("“Denver”", ["Denver"], 0.0),  # punctuation beyond ASCII stays
         ("élan vital", ["Élan"], 2 / 3),
         ("anything", [], 0.0),
+        ("答案是北京。", ["北京"], 4 / 7),  # letters are words: 2 of 5 and 2; the full stop is none
+        ("北京", ["北京"], 1.0),
+        ("「東京」です", ["大阪"], 0.0),
+        ("서울입니다.", ["서울"], 4 / 7),  # syllables
+        ("Cafe\u0301", ["caf\u00e9"], 1.0),
     ],
 )
 def test_token_f1(answer: str, references: list[str], wanted: float) -> None:
@@ -275,6 +295,19 @@ def test_only_the_first_line_is_scored_where_the_task_says_so() -> None:
     assert score(TASKS["hotpotqa"], said, case("hotpotqa", "Denver")) == pytest.approx(2 / 6)  # 1 of 5 words and 1
     assert score(TASKS["trec"], " City\nPerson", case("trec", "City", classes=LABELS)) == 1.0
     assert score(TASKS["trec"], "x\nCity", case("trec", "City", classes=LABELS)) == 0.0
+
+
+def test_a_line_of_code_is_scored_with_its_indentation() -> None:
+    """And nothing else with the white space around it."""
+    pytest.importorskip("rapidfuzz", reason="the package rapidfuzz is not installed: pip install rapidfuzz")
+    for task in ("lcc", "repobench-p"):
+        assert score(TASKS[task], "\n    return x\n    y = 1", case(task, "    return x")) == 1.0
+        assert score(TASKS[task], "return x", case(task, "    return x")) == pytest.approx(0.8)  # 2 * 8 / 20
+    for task in TASKS.values():
+        right = {"retrieval": "Paragraph 3", "count": "3", "classification": "City"}.get(task.metric, "ten wheels")
+        asked = case(task.name, right, classes=LABELS if task.metric == "classification" else ())
+        if task.metric not in ("code_similarity", "rouge_l"):
+            assert score(task, f" \n\t{right}\n ", asked) == 1.0, task.name
 
 
 def test_our_own_questions_have_two_scores() -> None:

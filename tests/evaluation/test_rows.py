@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infinipot_llm.errors import StoreError
-from infinipot_llm.evaluation.rows import Rows, digest
+from infinipot_llm.evaluation.rows import OUT_OF_MEMORY, Rows, digest
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:
@@ -43,6 +43,23 @@ def test_what_was_written_is_found_again(tmp_path: Path) -> None:
         again.add(row(1, key="ключ", score=0.0))
     again.add(row(1, settings="4567"))
     assert (len(again), len(again.of("0123")), len(Rows(path))) == (3, 2, 3)
+
+
+def test_a_row_whose_memory_ran_out_gives_way(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    refused = {"arm": "full", "key": "case 1", "settings": "0123", "refused": OUT_OF_MEMORY}
+    with Rows(path) as rows:
+        for _ in range(2):
+            rows.add(refused)
+            assert rows.find("full", "case 1", "0123") == refused
+            assert not rows.holds("full", "case 1", "0123")
+        rows.add(row(1))
+        assert rows.holds("full", "case 1", "0123")
+        with pytest.raises(ValueError, match="already"):
+            rows.add(refused)
+    with path.open("a") as file:
+        file.write(json.dumps(refused) + "\n")
+    assert list(Rows(path)) == [row(1)]
 
 
 def test_rows_in_memory_alone() -> None:

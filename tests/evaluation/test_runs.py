@@ -12,7 +12,7 @@ from fakes import CURIOUS, FULL, QUIET, SETTINGS, FakeExaminee, make_case, promp
 
 from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.rows import Row, Rows
-from infinipot_llm.evaluation.runs import ROOMS, Step, plan_readings, run, sources_digest
+from infinipot_llm.evaluation.runs import FILES, ROOMS, Step, plan_readings, run, sources_digest
 
 CASES = [make_case(n, context=f"secret context {'ABABA'[n]}", depth=n) for n in range(5)]  # two contexts, mixed
 
@@ -68,14 +68,17 @@ def test_a_row_says_whether_the_question_was_seen(hidden: bool) -> None:
 
 
 def test_sources_that_answer_are_told_apart_from_those_that_show(tmp_path: Path) -> None:
-    for name in (*(f"{room}/a.py" for room in ROOMS), "pot/policies/b.py", "evaluation/tables.py", "cli/c.py"):
+    for name in (*(f"{room}/a.py" for room in ROOMS), *FILES, "pot/policies/b.py", "evaluation/tables.py", "cli/c.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
     first = sources_digest(tmp_path)
     for name in ("evaluation/tables.py", "cli/c.py", "pot/notes.txt"):
         (tmp_path / name).write_text("x = 2\n")
         assert sources_digest(tmp_path) == first
-    for name in ("pot/policies/b.py", "evaluation/a.py", "models/new.py"):
+    for name in (
+        *("pot/policies/b.py", "evaluation/a.py", "models/new.py"),
+        *("documents/a.py", "engine.py", "config.py"),  # what a text is cut into, and which settings it is read with
+    ):
         (tmp_path / name).write_text("x = 2\n")
         assert sources_digest(tmp_path) != first
         first = sources_digest(tmp_path)
@@ -131,7 +134,7 @@ def test_two_cases_of_one_key_are_refused() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_an_arm_for_which_memory_runs_out_is_refused_and_the_others_go_on(error: Exception) -> None:
+def test_an_arm_for_which_memory_runs_out_is_refused_and_the_others_go_on(error: Exception, tmp_path: Path) -> None:
     class Small(FakeExaminee):
         forgot = 0
 
@@ -143,10 +146,17 @@ def test_an_arm_for_which_memory_runs_out_is_refused_and_the_others_go_on(error:
         def forget(self) -> None:
             self.forgot += 1
 
-    examinee = Small()
-    found = go(examinee, Rows(None), arms=[FULL, QUIET])
+    examinee, kept = Small(), Rows(tmp_path / "rows.jsonl")
+    found = go(examinee, kept, arms=[FULL, QUIET])
     assert ["refused" in row for row in found] == [True] * 5 + [False] * 5
     assert examinee.forgot == 5
+    (left, _) = plan_readings(CASES, [FULL, QUIET], kept, SETTINGS)  # another day there may be memory
+    assert left.arm is FULL
+    again = go(FakeExaminee(), kept, arms=[FULL, QUIET])
+    assert ["score" in row for row in again] == [True] * 10
+    idle = FakeExaminee()
+    assert go(idle, Rows(kept.path), arms=[FULL, QUIET]) == again, "what came of it stands in place of the refusal"
+    assert idle.asked == []
     error = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         go(examinee, Rows(None), arms=[FULL])

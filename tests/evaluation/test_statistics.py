@@ -69,3 +69,37 @@ def test_few_sources_have_no_interval() -> None:
         assert np.isnan([low, high]).all()
     assert not np.isnan(share(values, list("abcdef"))).any()
     assert not np.isnan(share([1.0, 0.0], ["a", "b"])).any()  # Wilson's needs no bootstrap
+
+
+def test_several_tasks_count_alike_and_no_interval_leaves_the_scores() -> None:
+    """Tasks of unequal sizes, each with sources of its own: weights by the original counts came out above 1."""
+    sizes = {"few": 6, "some": 20, "many": 300}
+    tasks = [task for task, many in sizes.items() for _ in range(many)]
+    groups = [f"{task}{number // 2}" for task, many in sizes.items() for number in range(many)]
+    fixed = {"few": 1.0, "some": 0.6, "many": 0.2}
+    constant = np.array([fixed[task] for task in tasks])
+    rng = np.random.default_rng(3)
+    for values in (rng.random(len(tasks)) ** 0.1, rng.integers(0, 2, len(tasks)) * 1.0, constant):
+        mean, low, high = share(values, groups, tasks=tasks)
+        assert mean == pytest.approx(np.mean([np.mean(values[np.array(tasks) == task]) for task in sizes]))
+        assert 0 <= low < mean < high <= 1 or values is constant
+    assert share(constant, groups, tasks=tasks) == pytest.approx((0.6, 0.6, 0.6)), "tasks differ, and nothing varies"
+    assert paired(constant, np.zeros(len(tasks)), groups, tasks=tasks) == pytest.approx((0.6, 0.6, 0.6))
+
+
+def test_a_single_task_is_no_task() -> None:
+    rng = np.random.default_rng(4)
+    groups = [f"g{n // 3}" for n in range(30)]
+    alone = [str(n) for n in range(30)]
+    hits = rng.integers(0, 2, 30) * 1.0
+    for values, names in ((rng.random(30), groups), (hits, groups), (hits, alone), (np.ones(30), groups)):
+        assert share(values, names, tasks=["qa"] * 30) == share(values, names)
+        assert paired(values, hits, names, tasks=["qa"] * 30) == paired(values, hits, names)
+    assert share(hits, alone)[1:] != share(hits, alone, tasks=["a", "b"] * 15)[1:], "Wilson's is of one share"
+    with pytest.raises(ValueError, match="and one task"):
+        share([1, 0], ["a", "b"], tasks=["qa"])
+
+
+def test_of_nothing_there_is_no_mean() -> None:
+    assert np.isnan(share([], [])).all()
+    assert np.isnan(paired([], [], [])).all()

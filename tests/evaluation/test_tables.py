@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -153,3 +154,14 @@ def test_all_is_the_mean_of_the_tasks_over_what_every_arm_could_do() -> None:
     assert (n, score[:5], difference[:6]) == ("24", "0.700", "+0.100")
     assert cells(table, "many", "full")[:2] == ["18", "1"]
     assert cells(table, "many", "small")[0] == "19"
+
+
+def test_the_interval_of_all_stays_among_the_scores() -> None:
+    """One task has many questions to a source: a draw without it must not lift the others above 1."""
+    few = [row(arm, n, 1.0 - (n == 5), "few", group=f"few{n}") for arm in ("full", "small") for n in range(6)]
+    many = [row(arm, n, 1.0 - (n == 0), "many", group=f"many{n // 25}") for arm in ("full", "small") for n in range(50)]
+    score, difference = cells(summary(few + many), "all", "small")[2:4]
+    mean, low, high = (float(part) for part in re.findall(r"[0-9.]+", score))
+    assert mean == pytest.approx((5 / 6 + 49 / 50) / 2, abs=1e-3)
+    assert low < mean < high <= 1.0
+    assert difference == "+0.000 [+0.000, +0.000], tie"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +15,7 @@ from conftest import byte_tokenizer, tiny_model
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.schema import Document
 from llama_index.llms.infinipot import InfiniPotLLM
+from reportlab.pdfgen.canvas import Canvas
 
 from infinipot_llm.assistant import Assistant
 from infinipot_llm.config import PotConfig
@@ -60,6 +62,15 @@ def river() -> Document:
     return Document(text="The river rose by 3 metres in May. Nobody slept that night.\n\n" * 8, id_="river")
 
 
+def write_pdf(path: Path, *texts: str) -> Path:
+    canvas = Canvas(str(path), invariant=1)
+    for text in texts:
+        canvas.drawString(72, 700, text)
+        canvas.showPage()
+    canvas.save()
+    return path
+
+
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows by the names of documents that a model reads from now on."""
     read: list[str] = []
@@ -72,6 +83,23 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(InfiniPot, "read", spy)
     return read
+
+
+def slow_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows with every forward pass of reading, each of which takes a while from now on."""
+    passes: list[int] = []
+    real = InfiniPot.read
+
+    def slow(self: InfiniPot, documents: Any, *, progress: Any, **options: Any) -> Any:
+        def told(stats: Any) -> None:
+            passes.append(stats.tokens_read)
+            time.sleep(0.05)
+            progress(stats)
+
+        return real(self, documents, progress=told, **options)
+
+    monkeypatch.setattr(InfiniPot, "read", slow)
+    return passes
 
 
 def shown(nodes: list[Any]) -> list[tuple[Any, ...]]:

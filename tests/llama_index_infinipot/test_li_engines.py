@@ -202,13 +202,13 @@ def test_several_documents_share_one_budget(index: InfiniPotIndex) -> None:
 def read_by(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return a list that grows by the passages that memories are asked to answer from."""
     given: list[Any] = []
-    real = DocumentMemory.ask
+    real = DocumentMemory.answer
 
     def spy(self: DocumentMemory, *args: Any, **options: Any) -> Any:
         given.append(options.get("passages"))
         return real(self, *args, **options)
 
-    monkeypatch.setattr(DocumentMemory, "ask", spy)
+    monkeypatch.setattr(DocumentMemory, "answer", spy)
     return given
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 import time
@@ -22,6 +23,7 @@ from llama_index.indices.managed.infinipot.nodes import passages_in
 from llama_index.llms.infinipot import InfiniPotLLM
 
 from infinipot_llm.errors import DocumentError, QuestionError
+from infinipot_llm.memory.store import STORE_VARIABLE
 
 MILL = "/nowhere/mill.pdf"
 
@@ -274,6 +276,21 @@ def test_a_memory_without_a_shelf_answers_from_the_pot() -> None:
     assert response.metadata["infinipot"]["how"] == "reuse"
     with pytest.raises(QuestionError, match="without a shelf"):
         index.as_retriever().retrieve("How far?")
+
+
+def test_what_an_index_without_a_store_leaves_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/llama-index.md says of store=False, and of documents that would fit into the budget."""
+    monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "store"))
+    short = Document(text="The bridge is of oak.", id_="bridge")
+    assert (
+        InfiniPotIndex.from_documents([short], llm=tiny_llm(shelf="off")).as_query_engine().query("Of what?").response
+    )
+    assert not (tmp_path / "store").exists()
+    index = InfiniPotIndex.from_documents([short], llm=tiny_llm())
+    assert len(list((tmp_path / "store").glob("*.part"))) == 1
+    del index
+    gc.collect()
+    assert [p.name for p in (tmp_path / "store").iterdir()] in ([], [".lock"])
 
 
 @pytest.mark.parametrize("told", [{}, {"file_path": "/nowhere/a.txt", "file_name": "a.txt"}])

@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from li_helpers import listening, reads, tiny_engine, tiny_llm
@@ -91,7 +91,7 @@ def test_a_stuffed_prompt_is_read_once_and_its_question_found(monkeypatch: pytes
     real = Assistant.respond
 
     def spy(self: Assistant, *args: Any, **options: Any) -> Any:
-        asked.append(options["catalyst"])
+        asked.append(options["catalyst"] or options["asked"])
         return real(self, *args, **options)
 
     monkeypatch.setattr(Assistant, "respond", spy)
@@ -388,3 +388,20 @@ async def test_structured_predict() -> None:
     assert [r.raw async for r in await whole.astream_chat(asked)] == [fire]
     with pytest.raises(QuestionError, match="the answer is no Fire"):
         llm.structured_predict(Fire, prompt, llm_kwargs={"max_new_tokens": 3}, what="mill")
+
+
+class Burned(BaseModel):
+    year: Literal[1903, 1904]  # short, since random weights would count on for ever
+
+
+@pytest.mark.parametrize("followup", ["recall", "reuse", "reread"])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+async def test_structured_predict_over_a_memory(followup: str, system: str | None) -> None:
+    llm = tiny_llm(max_new_tokens=40, budget=900, question_tokens=200)
+    llm = llm.over(llm.assistant.remember([Document.from_text(LONG, name="mill")]), followup=followup)
+    llm.system_prompt = system
+    prompt = PromptTemplate("When and where did the {what} burn?")
+    burned = llm.structured_predict(Burned, prompt, what="mill")
+    assert isinstance(burned, Burned)
+    assert await llm.astructured_predict(Burned, prompt, what="mill") == burned
+    assert list(llm.stream_structured_predict(Burned, prompt, what="mill")) == [burned]

@@ -11,12 +11,13 @@ from typing import Any
 
 import fsspec
 import pytest
-from li_helpers import mill_pages, page, reads, river, shown, tiny_llm
+from li_helpers import mill_pages, page, reads, river, shown, tiny_llm, write_pdf
 from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import Document
 from llama_index.indices.managed.infinipot import InfiniPotIndex, InfiniPotIndexError
 from llama_index.llms.infinipot import InfiniPotLLM
+from llama_index.readers.infinipot import InfiniPotPDFReader
 
 from infinipot_llm.errors import InfiniPotError, MemoryFileError
 
@@ -211,6 +212,44 @@ def test_a_file_that_changed_on_disk(tmp_path: Path, llm: InfiniPotLLM, unread: 
     assert "elm" in InfiniPotIndex.load(tmp_path / "store", llm=llm).document(str(source)).text
     source.unlink()  # an index needs its files no more
     InfiniPotIndex.load(tmp_path / "store", llm=llm)
+
+
+@pytest.mark.parametrize("given", [Path("report.pdf"), "report.pdf"])
+def test_a_pdf_given_by_a_relative_path_that_changed_on_disk(
+    tmp_path: Path, llm: InfiniPotLLM, monkeypatch: pytest.MonkeyPatch, given: Path | str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pdf(tmp_path / "report.pdf", "The bridge is of oak.")
+    index = InfiniPotIndex.from_documents(InfiniPotPDFReader().load_data(given), llm=llm)
+    index.storage_context.persist("store")
+    write_pdf(tmp_path / "report.pdf", "The bridge is of elm.")
+    monkeypatch.chdir(tmp_path.parent)  # another process works in a folder of its own
+    with pytest.raises(InfiniPotIndexError, match=r"report\.pdf has changed on disk since"):
+        InfiniPotIndex.load(tmp_path / "store", llm=llm)
+
+
+def test_an_id_is_no_path(tmp_path: Path, llm: InfiniPotLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "river").write_text("Something else.")
+    index = InfiniPotIndex.from_documents([river()], llm=llm, lazy=True)
+    index.storage_context.persist("store")
+    (tmp_path / "river").write_text("Something else again.")
+    assert InfiniPotIndex.load("store", llm=llm, lazy=True).ref_doc_info.keys() == {"river"}
+
+
+def test_a_file_of_other_bytes_and_the_same_text(tmp_path: Path, llm: InfiniPotLLM, unread: list[str]) -> None:
+    source, store = write_pdf(tmp_path / "report.pdf", "The bridge is of oak."), tmp_path / "store"
+    index = InfiniPotIndex.from_documents(InfiniPotPDFReader().load_data(source), llm=llm)
+    index.storage_context.persist(store)
+    source.write_bytes(source.read_bytes() + b"% saved again\n")
+    with pytest.raises(InfiniPotIndexError, match=r"report\.pdf has changed on disk since"):
+        InfiniPotIndex.load(store, llm=llm)
+    unread.clear()
+    opened = InfiniPotIndex.load(store, llm=llm, changed="ignore")
+    assert opened.refresh_ref_docs(InfiniPotPDFReader().load_data(source)) == [False]
+    opened.storage_context.persist(store)
+    InfiniPotIndex.load(store, llm=llm)
+    assert unread == []
 
 
 def test_persisting_again_removes_what_no_document_needs(tmp_path: Path) -> None:

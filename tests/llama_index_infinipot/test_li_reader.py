@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import fsspec
+import nbformat
 import pytest
-from li_helpers import DOCUMENTS
+from li_helpers import DOCUMENTS, EXAMPLES, write_pdf
 from llama_index.core import SimpleDirectoryReader
 from llama_index.core.readers.base import BaseReader
 from llama_index.indices.managed.infinipot import rejoin
 from llama_index.readers.infinipot import InfiniPotPDFReader
 from pypdf import PdfReader, PdfWriter
-from reportlab.pdfgen.canvas import Canvas
 
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import DocumentError
 
 PDF = DOCUMENTS / "hollin_valley.pdf"
-
-
-def write_pdf(path: Path, *texts: str) -> Path:
-    canvas = Canvas(str(path), invariant=1)
-    for text in texts:
-        canvas.drawString(72, 700, text)
-        canvas.showPage()
-    canvas.save()
-    return path
+ROOT = EXAMPLES.parent
 
 
 def test_base_class() -> None:
@@ -59,13 +52,47 @@ def test_the_pages_make_the_document_that_the_command_line_reads(tmp_path: Path)
 def test_through_simple_directory_reader(tmp_path: Path) -> None:
     write_pdf(tmp_path / "a.pdf", "One.", "Two.")
     (tmp_path / "b.txt").write_text("Three.")
-    reader = SimpleDirectoryReader(tmp_path, file_extractor={".pdf": InfiniPotPDFReader()}, filename_as_id=True)
+    reader = SimpleDirectoryReader(
+        tmp_path, file_extractor={".pdf": InfiniPotPDFReader()}, filename_as_id=True, raise_on_error=True
+    )
     docs = reader.load_data()
     assert [d.metadata["file_name"] for d in docs] == ["a.pdf", "a.pdf", "b.txt"]
     assert docs[0].doc_id.endswith("a.pdf_part_0")
     assert docs[0].metadata["file_path"] == str(tmp_path / "a.pdf")
     assert docs[0].metadata["file_size"] > 0
     assert "file_path" not in docs[0].get_content("llm")  # type: ignore[arg-type]
+
+
+def snippets() -> list[str]:
+    """Return the statements by which README, docs and notebook load a folder."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/llama-index.md")]
+    notebook = nbformat.read(EXAMPLES / "llama_index_pdf_query_engine.ipynb", 4)
+    texts += [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return [
+        found
+        for text in texts
+        for found in re.findall(r"^docs = SimpleDirectoryReader\((?:.|\n)*?load_data\(\)", text, re.M)
+    ]
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_what_users_are_told_to_write_leaves_no_file_out(
+    snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("reports", "documents"):
+        (tmp_path / folder).mkdir()
+        write_pdf(tmp_path / folder / "a.pdf", "One.")
+        write_pdf(tmp_path / folder / "scan.pdf", "")
+    monkeypatch.chdir(tmp_path)
+    names = {"SimpleDirectoryReader": SimpleDirectoryReader, "InfiniPotPDFReader": InfiniPotPDFReader}
+    with pytest.raises(Exception, match="Error loading file") as raised:
+        exec(snippet, names)
+    assert isinstance(raised.value.__cause__, DocumentError)
+    assert "scan.pdf" in str(raised.value.__cause__)
+
+
+def test_every_way_of_loading_a_folder_is_among_them() -> None:
+    assert len(snippets()) == 3
 
 
 def test_another_file_system(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def index() -> InfiniPotIndex:
         fetched_model("smollm2-135m"), budget=2048, max_new_tokens=24, recall=400, device="cpu", dtype="float32"
     )
     files = [DOCUMENTS / "merrow_ferry.pdf"]
-    docs = SimpleDirectoryReader(input_files=files, file_extractor={".pdf": InfiniPotPDFReader()}).load_data()
+    extractor = {".pdf": InfiniPotPDFReader()}
+    docs = SimpleDirectoryReader(input_files=files, file_extractor=extractor, raise_on_error=True).load_data()
     return InfiniPotIndex.from_documents(docs, llm=llm)
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from li_helpers import listening, mill_pages, reads, river, tiny_llm
+from li_helpers import listening, mill_pages, reads, river, slow_passes, tiny_llm
+from llama_index.core.base.llms.types import (
+    CacheControl,
+    CachePoint,
+    ChatMessage,
+    DocumentBlock,
+    TextBlock,
+)
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, TokenCountingHandler
 from llama_index.core.callbacks.schema import CBEventType
 from llama_index.core.evaluation import FaithfulnessEvaluator
@@ -15,11 +24,12 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
 from llama_index.core.response_synthesizers import get_response_synthesizer
-from llama_index.core.schema import QueryBundle
+from llama_index.core.schema import Document, QueryBundle
 from llama_index.core.tools import QueryEngineTool
 from llama_index.indices.managed.infinipot import (
     InfiniPotIndex,
 )
+from llama_index.llms.infinipot import InfiniPotLLM
 
 pytestmark = pytest.mark.usefixtures("closed_loop")
 
@@ -110,6 +120,61 @@ def test_leaving_a_stream_frees_the_model(index: InfiniPotIndex) -> None:
     assert lock.acquire(timeout=10)
     lock.release()
     assert index.as_query_engine().query(QUESTION).response
+
+
+def long_river(id_: str = "river") -> Document:
+    return Document(text="The river rose by 3 metres in May. Nobody slept that night.\n\n" * 200, id_=id_)
+
+
+ASYNC_CALLS: dict[str, Callable[[InfiniPotIndex], Awaitable[Any]]] = {
+    "query": lambda index: index.as_query_engine().aquery(QUESTION),
+    "stream": lambda index: index.as_query_engine(streaming=True).aquery(QUESTION),
+    "retrieve": lambda index: index.as_retriever().aretrieve(QUESTION),
+    "synthesize": lambda index: index.as_query_engine(followup="reread").asynthesize(QueryBundle(QUESTION), []),
+    "chat": lambda index: index.as_chat_engine().achat(QUESTION),
+    "stream chat": lambda index: index.as_chat_engine().astream_chat(QUESTION),
+}
+
+
+async def cancelled_while_reading(call: Awaitable[Any], passes: list[int], model: InfiniPotLLM) -> None:
+    """Cancel a call in the middle of its reading, and see that the reading ends soon."""
+    task = asyncio.ensure_future(call)
+    while not passes:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    reading = model.assistant.collection._reading
+    assert await asyncio.to_thread(reading.acquire, timeout=3)  # to its end it would take 5 seconds, or more
+    reading.release()
+    assert len(passes) < 50
+
+
+@pytest.mark.parametrize("way", ASYNC_CALLS)
+async def test_cancelling_a_call_ends_the_reading(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, model = slow_passes(monkeypatch), tiny_llm()
+    index = InfiniPotIndex.from_documents([long_river()], llm=model, lazy=True)
+    await cancelled_while_reading(ASYNC_CALLS[way](index), passes, model)
+
+
+async def test_cancelling_an_insert_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, model = slow_passes(monkeypatch), tiny_llm()
+    index = InfiniPotIndex.from_documents([], llm=model)
+    await cancelled_while_reading(index.ainsert(long_river("a")), passes, model)
+    index.lazy, passes[:] = True, []
+    await index.ainsert(long_river("b"))
+    index.lazy = False
+    assert list(index.ref_doc_info) == ["a", "b"]  # both are there, and wait for a question
+    await cancelled_while_reading(index.arefresh_ref_docs([long_river("c")]), passes, model)
+
+
+async def test_cancelling_a_chat_ends_the_reading_of_what_a_cache_point_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, model = slow_passes(monkeypatch), tiny_llm()
+    text = DocumentBlock(data=base64.b64encode(long_river().text.encode()), title="river.txt")
+    asked = ChatMessage(
+        blocks=[text, CachePoint(cache_control=CacheControl(type="ephemeral")), TextBlock(text="When?")]
+    )
+    await cancelled_while_reading(model.achat([asked]), passes, model)
 
 
 async def test_first_questions_at_once_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,11 @@ def test_a_large_block_is_refused_before_it_is_decoded(block: dict[str, Any], mo
 BAD = {
     "encrypted": ({"type": "file", "base64": b64(pdf(password="secret"))}, "password|encrypted"),
     "damaged": ({"type": "file", "base64": b64(b"%PDF-1.7\n" + b"\x00\xff" * 60)}, "cannot|damaged|PDF"),
+    "no PDF": ({"type": "file", "base64": b64(b"<html>"), "mime_type": "application/pdf"}, "document 1.pdf is named"),
+    "no PDF, named": (
+        {"type": "file", "base64": b64(b"<html>"), "mime_type": "application/pdf", "filename": "report"},
+        "report is given as application/pdf but is not a PDF",
+    ),
     "binary": ({"type": "file", "base64": b64(bytes(range(256)) * 4)}, "text|binary"),
     "empty": ({"type": "file", "base64": ""}, "empty"),
     "blank text": ({"type": "text-plain", "text": " \n", "mime_type": "text/plain"}, "no text"),
@@ -199,7 +204,7 @@ def test_the_text_of_the_last_human_message_is_what_is_looked_for() -> None:
         Message("assistant", "Behind the door."),
         Message("user", "And the lamp?"),
     )
-    assert request.catalyst is None  # the last message itself
+    assert request.question is None  # the last message itself
     assert len(request.documents) == 1
 
 
@@ -227,7 +232,7 @@ def test_bound_documents_come_first() -> None:
 def test_context_of_a_block_is_told_and_not_looked_for() -> None:
     request = asked({**SAME_TEXT["standard"], "title": "a.txt", "context": "Minutes of the board."})
     assert request.messages[-1].text == "About a.txt: Minutes of the board.\n\nWhere is the key?"
-    assert request.catalyst == "Where is the key?"
+    assert request.question == "Where is the key?"
 
 
 def test_results_of_tools_are_told_and_the_question_still_comes_last() -> None:

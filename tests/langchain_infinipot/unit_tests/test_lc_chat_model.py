@@ -107,6 +107,7 @@ def test_options_of_a_call_come_before_those_of_the_model() -> None:
         "citations": False,
         "top_p": 0.9,
         "catalyst": None,
+        "asked": None,
         "schema": None,
     }
     llm.invoke(QUESTION, temperature=0.0, max_tokens=2, stop=["!"], seed=4, citations=True, top_p=1.0, catalyst="key")
@@ -118,6 +119,7 @@ def test_options_of_a_call_come_before_those_of_the_model() -> None:
         "citations": True,
         "top_p": 1.0,
         "catalyst": "key",
+        "asked": None,
         "schema": None,
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_infinipot import InfiniPotDocumentTool, InfiniPotLoader, InfiniPotRetriever
 from langchain_infinipot.errors import InvalidRequestError
-from lc_fakes import FakeAssistant
+from lc_fakes import FakeAssistant, chat
 from pydantic import ValidationError
+from reportlab.pdfgen.canvas import Canvas
 
 from infinipot_llm.assistant import Assistant
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import ModelNotFetchedError, QuestionError
+from infinipot_llm.memory.store import MemoryStore
 
 PDF = Path(__file__).resolve().parents[3] / "examples" / "documents" / "hollin_valley.pdf"
 VTT = """WEBVTT
@@ -46,6 +50,23 @@ def test_pages_of_a_pdf() -> None:
             "page_label": ours.label or str(ours.number),
         }
     assert [p.metadata["page_label"] for p in pages][3:5] == [read.pages[3].label, read.pages[4].label]
+
+
+def test_pages_that_could_not_be_read_are_named(tmp_path: Path) -> None:
+    """Scans among the pages: a chain that answers "not mentioned" from the others has to be able to say so."""
+    path = tmp_path / "scans.pdf"
+    canvas = Canvas(str(path))
+    canvas.drawString(72, 700, "The key hangs behind the door.")
+    canvas.showPage()
+    canvas.rect(72, 500, 200, 200, fill=1)
+    canvas.showPage()
+    canvas.save()
+    (note,) = Document.from_file(path).notes
+    assert "2" in note
+    assert all(page.metadata["notes"] == [note] for page in InfiniPotLoader(path).load())
+    fake = FakeAssistant("Behind the door.")
+    said = chat(fake).bind(document=path).invoke("Where is the key?")
+    assert [d["notes"] for d in said.response_metadata["infinipot"]["documents"]] == [[note]]
 
 
 def test_a_pdf_in_one_piece() -> None:
@@ -117,6 +138,50 @@ def test_passages_have_their_place_and_come_best_first(retriever: InfiniPotRetri
 
 async def test_passages_are_found_asynchronously(retriever: InfiniPotRetriever) -> None:
     assert len(await retriever.ainvoke("When is the lamp lit?", k=2)) == 2
+
+
+async def test_cancelling_a_retriever_ends_the_reading(tiny_llm: InfiniPot, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    real = InfiniPot.read
+
+    def slow(self: InfiniPot, documents: Any, *, progress: Any, **options: Any) -> Any:
+        def told(stats: Any) -> None:
+            passes.append(stats.tokens_read)
+            time.sleep(0.05)
+            progress(stats)
+
+        return real(self, documents, progress=told, **options)
+
+    monkeypatch.setattr(InfiniPot, "read", slow)
+    assistant = Assistant(tiny_llm)
+    retriever = InfiniPotRetriever(assistant=assistant, document=Document.from_text(LONG * 3))
+    task = asyncio.create_task(retriever.ainvoke("When is the lamp lit?"))
+    while not passes:
+        await asyncio.sleep(0.01)
+    await cancelled(task, assistant)
+    assert len(passes) < 60
+
+
+async def test_cancelling_a_retriever_ends_its_waiting_for_another_process(tiny_llm: InfiniPot, tmp_path: Path) -> None:
+    assistant, document = Assistant(tiny_llm, MemoryStore(tmp_path)), Document.from_text(LONG)
+    retriever = InfiniPotRetriever(assistant=assistant, document=document)
+    with MemoryStore(tmp_path).writing(tiny_llm.key([document])):  # this thread's, as another process's would be
+        task = asyncio.create_task(retriever.ainvoke("When is the lamp lit?"))
+        while not assistant.collection._reading.locked():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        await cancelled(task, assistant)
+    assert await retriever.ainvoke("When is the lamp lit?")
+
+
+async def cancelled(task: asyncio.Task[Any], assistant: Assistant) -> None:
+    """Cancel a call, and see that others can read soon after."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    reading = assistant.collection._reading
+    assert await asyncio.to_thread(reading.acquire, timeout=3)
+    reading.release()
 
 
 def test_a_retriever_refuses_what_cannot_be(retriever: InfiniPotRetriever) -> None:

@@ -74,6 +74,7 @@ def test_two_documents_are_both_read_and_can_both_be_cited(tiny_llm: InfiniPot) 
     assert said.usage_metadata["input_token_details"]["cache_creation"] == 1400
     documents = said.response_metadata["infinipot"]["documents"]
     assert [d["name"] for d in documents] == ["lamps.txt", "lamps.txt (2)"]
+    assert [d["notes"] for d in documents] == [[], []]
     texts = dict(zip([d["name"] for d in documents], (one, two), strict=True))
     for citation in said.response_metadata["infinipot"]["citations"]:
         assert texts[citation["document"]][citation["start"] : citation["end"]] == citation["quote"]

@@ -48,7 +48,7 @@ class Call:
 
         Args:
             on_text: Given the answer piece by piece.
-            cancelled: Asked while waiting and after every token; True ends the answer.
+            cancelled: Asked while reading and waiting, and after every token; True ends the answer.
         """
         llm = self.llm
         there = given(self.messages, llm.allow_paths, llm.allow_urls)
@@ -62,13 +62,11 @@ class Call:
                 )
             return from_memory(memory, there.messages, {**live, **asking})
         assistant = llm.assistant
-        catalyst = self.catalyst
-        if catalyst is None and there.messages:
-            catalyst = question_in(there.messages[-1].text)
+        asked = question_in(there.messages[-1].text) if there.messages else None
         remembered = len(self.documents) + there.remembered if there.remembered else 0
         if remembered:  # a CachePoint asks for this even where the documents would fit into one prompt
-            assistant.remember(documents[:remembered])
-        return assistant.respond(there.messages, documents, catalyst=catalyst, **live)
+            assistant.remember(documents[:remembered], cancelled=cancelled)
+        return assistant.respond(there.messages, documents, catalyst=self.catalyst, asked=asked, **live)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

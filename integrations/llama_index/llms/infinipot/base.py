@@ -68,7 +68,7 @@ class InfiniPotLLM(StructuredLLM):
     download: bool = Field(default=False, description="Fetch the model when it is not on this machine.")
     allow_paths: bool | list[str] = Field(default=False, description="Whether, or in which folders, paths are opened.")
     allow_urls: bool = Field(default=False, description="Whether addresses in document blocks are fetched.")
-    store: bool | str | None = Field(default=None, description="Folder of memories; False: this process alone.")
+    store: bool | str | None = Field(default=None, description="Folder of memories; False: they go with the process.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Further fields of PotConfig.")
 
     _assistant: Any = PrivateAttr(default=None)
@@ -91,7 +91,8 @@ class InfiniPotLLM(StructuredLLM):
             model: A name of the catalogue, a folder, or a hub id.
             assistant: A ready one, instead of a model's name and settings of reading.
             store: Where memories of documents are kept. None or True: with those of the command line. A folder, or a
-                MemoryStore. False: in this process alone.
+                MemoryStore. False: for this process alone, in files of the default folder that go with it; settings of
+                shelf="off" write none.
             settings: Fields of PotConfig; they may stand among the options as well.
             **options: The fields of this class, of its bases, and of PotConfig.
 

@@ -31,6 +31,7 @@ from infinipot_llm.answering.prompt import Message
 from infinipot_llm.documents import Document
 from infinipot_llm.documents.clean import one_line
 from infinipot_llm.errors import DocumentError, QuestionError
+from infinipot_llm.stuffed import ANSWERED
 
 _ROLES: dict[MessageRole, Literal["system", "user", "assistant"]] = {
     MessageRole.SYSTEM: "system",
@@ -134,6 +135,8 @@ def document_of(block: DocumentBlock, paths: bool | Sequence[str] = False, urls:
 def question_in(text: str) -> str | None:
     """Find the question that a template of LlamaIndex put behind the context; None where there is none to be told."""
     announced = [match.end() for match in _ANNOUNCED.finditer(text)][-1:]  # the last: a document may ask as well
+    if announced and ANSWERED.search(text, announced[0]):  # it is a question of the context
+        return None
     question = _ANSWER.split(text[announced[0] :], maxsplit=1)[0].strip() if announced else ""
     return question if 0 < len(question) <= _LONGEST_QUESTION else None
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from infinipot_llm.memory.memory import DocumentMemory
     from infinipot_llm.memory.recall import Passage
 
-_ASKING = ("recall", "max_new_tokens", "temperature", "top_p", "stop", "seed", "citations", "on_text", "cancelled")
+_ANSWERING = ("recall", "schema", "citations", "on_text", "cancelled")
 
 
 def how_of(memory: DocumentMemory, followup: str | None) -> str:
@@ -48,26 +48,26 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
     Args:
         memory: What is asked.
         messages: The conversation. A system message takes the place of the usual prompt.
-        options: Options of DocumentMemory.ask.
+        options: Options of DocumentMemory.ask, and `schema`: a JSON schema that the answer follows.
 
     Raises:
         QuestionError: There is no question, or it does not fit.
     """
     from infinipot_llm.answering.decode import Sampling
     from infinipot_llm.assistant import Reply
+    from infinipot_llm.memory.asking import usual_prompt
 
     system, turns, question = _taken_apart(messages)
     how, passages = how_of(memory, options.get("followup")), options.get("passages")
-    told = {k: options[k] for k in _ASKING if k in options}
+    told = {k: options[k] for k in _ANSWERING if k in options}
+    limit = options.get("max_new_tokens")
     if system is None or how == "reuse":  # the pot was read with the usual prompt
-        answer = memory.ask(question, history=turns, followup=how, passages=passages, **told)
+        prompt, limit, told["notes"] = usual_prompt(memory, how, question, turns, limit, told.get("recall"))
         before = len(memory.setup.form.prefix)
     else:
         if passages is None and how == "recall":
             passages = passages_of(memory, messages, options)
-        stop, limit = told.pop("stop", ()), told.pop("max_new_tokens", None) or memory.config.max_new_tokens
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        decoding = (told.pop("temperature", 0.0), told.pop("top_p", 1.0), stops, told.pop("seed", None))
+        limit = limit or memory.config.max_new_tokens
         prompt, kept = _own_prompt(memory, system, turns, question), list(turns)
         room = memory.config.budget - limit
         room -= min(told.get("recall") or memory.config.recall, room // 2)  # as DocumentMemory.ask has it
@@ -77,8 +77,11 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
         if dropped := len(turns) - len(kept):
             were = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
             told["notes"] = [f"{dropped} earlier {were} left out."]
-        answer = memory.answer(prompt, Sampling(limit, *decoding), followup=how, passages=passages, **told)
         before = len(prompt.before)
+    stop = options.get("stop", ())
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    sampling = Sampling(limit, options.get("temperature", 0.0), options.get("top_p", 1.0), stops, options.get("seed"))
+    answer = memory.answer(prompt, sampling, followup=how, passages=passages, **told)
     read = len(memory.text) if how == "reread" else 0
     seen = read or answer.usage.recalled_tokens or (memory.pot.length if how == "reuse" else 0)
     given = before + answer.usage.question_tokens + seen

@@ -34,7 +34,7 @@ class InfiniPotPDFReader(BaseReader):
     of a file again, in order.
 
     Examples:
-        `SimpleDirectoryReader("reports/", file_extractor={".pdf": InfiniPotPDFReader()}).load_data()`
+        `SimpleDirectoryReader("reports/", file_extractor={".pdf": InfiniPotPDFReader()}, raise_on_error=True)`
     """
 
     def __init__(self, password: str | None = None) -> None:

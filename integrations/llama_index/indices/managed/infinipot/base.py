@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -176,9 +176,16 @@ class InfiniPotIndex(UpdatingIndex):
             raise InfiniPotIndexError(f"the index has no document {ref_doc_id!r}: ref_doc_info lists those it has.")
         return self._keeper.document(entry.ref_doc_id)
 
-    def memory_and_sources(self) -> Asked:
-        """Return one memory of all documents, reading what was not read yet, and what its passages refer to."""
-        return self._keeper.all(self._index_struct.documents, self._pages)
+    def memory_and_sources(self, cancelled: Callable[[], bool] | None = None) -> Asked:
+        """Return one memory of all documents, reading what was not read yet, and what its passages refer to.
+
+        Args:
+            cancelled: Asked while reading; True ends it.
+
+        Raises:
+            GoneError: `cancelled` said so.
+        """
+        return self._keeper.all(self._index_struct.documents, self._pages, cancelled)
 
     def save_memories(self, folder: Path) -> set[str]:
         """Write the memories to a folder; `storage_context.persist` does it."""
@@ -241,7 +248,7 @@ class InfiniPotIndex(UpdatingIndex):
     def _open(self, changed: str) -> None:
         """Take up a persisted index: the text of its documents, as it was read."""
         for entry in self._index_struct.documents:
-            if changed != "ignore" and has_changed(entry.ref_doc_id, entry.file):
+            if changed != "ignore" and has_changed(entry.file):
                 raise InfiniPotIndexError(
                     f"{entry.name} has changed on disk since it was read: load the index with changed='ignore' and "
                     "give its documents to refresh_ref_docs, which reads it again."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
@@ -30,6 +31,8 @@ from llama_index.core.types import Thread
 from llama_index.indices.managed.infinipot.query_engine import check_followup, recalls, with_options
 from llama_index.indices.managed.infinipot.retriever import InfiniPotRetriever
 from llama_index.indices.managed.infinipot.synthesizer import InfiniPotSynthesizer
+
+from infinipot_llm.memory.waiting import awaited
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.infinipot.base import InfiniPotIndex
@@ -182,7 +185,7 @@ class InfiniPotChatEngine(BaseChatEngine):
         if chat_history is not None:
             await self._memory.aset(chat_history)
         before = [*self._prefix, *await self._memory.aget(input=message)]
-        nodes = await asyncio.to_thread(self._retrieved, message, before)
+        nodes = await awaited(partial(self._retrieved, message, before))
         response = await self._synthesizer(before).asynthesize(message, nodes)
         assert isinstance(response, Response)  # noqa: S101 - it does not stream
         await self._memory.aput(ChatMessage(content=message, role=MessageRole.USER))
@@ -197,7 +200,7 @@ class InfiniPotChatEngine(BaseChatEngine):
         if chat_history is not None:
             await self._memory.aset(chat_history)
         before = [*self._prefix, *await self._memory.aget(input=message)]
-        nodes = await asyncio.to_thread(self._retrieved, message, before)
+        nodes = await awaited(partial(self._retrieved, message, before))
         response = await self._synthesizer(before, streaming=True).asynthesize(message, nodes)
         assert isinstance(response, AsyncStreamingResponse)  # noqa: S101 - it streams
         await self._memory.aput(ChatMessage(content=message, role=MessageRole.USER))
@@ -219,9 +222,11 @@ class InfiniPotChatEngine(BaseChatEngine):
         """The messages so far."""
         return self._memory.get_all()
 
-    def _retrieved(self, message: str, before: Sequence[ChatMessage]) -> list[NodeWithScore]:
+    def _retrieved(
+        self, message: str, before: Sequence[ChatMessage], cancelled: Callable[[], bool] | None = None
+    ) -> list[NodeWithScore]:
         """Look for the passages that the answer will be read from."""
-        if not recalls(self._index, self._asking["followup"]):
+        if not recalls(self._index, self._asking["followup"], cancelled):
             return []
         retriever = InfiniPotRetriever(
             self._index, recall=self._asking["recall"], llm=self._llm, history=before,

@@ -72,12 +72,17 @@ class Keeper:
         """Return the documents that have no memory at hand."""
         return [entry for entry in entries if entry.ref_doc_id not in self._memories]
 
-    def read(self, entries: Sequence[Entry]) -> None:
+    def read(self, entries: Sequence[Entry], cancelled: Callable[[], bool] | None = None) -> None:
         """Make sure that there is a memory of each document: persisted ones are loaded, the others are read.
+
+        Args:
+            entries: The documents.
+            cancelled: Asked while reading; True ends it.
 
         Raises:
             MemoryFileError: A persisted memory is missing, damaged, or of another model or content.
             StoreError: There is no room for a memory.
+            GoneError: `cancelled` said so.
         """
         with self.lock:
             for entry in self.unread(entries):
@@ -86,27 +91,34 @@ class Keeper:
                     memory = self._loaded(entry, document, self.folder)
                 else:
                     assistant = self.llm.assistant
-                    memory = assistant.remember([document], progress=self.progress or None)
+                    memory = assistant.remember([document], progress=self.progress or None, cancelled=cancelled)
                     entry.memory = f"{assistant.llm.key([document])}.infinipot"
                     self._when_read()
                 self._memories[entry.ref_doc_id] = memory
                 self._asked = None
 
-    def all(self, entries: Sequence[Entry], pages: Callable[[Entry], Sequence[BaseNode]]) -> Asked:
+    def all(
+        self,
+        entries: Sequence[Entry],
+        pages: Callable[[Entry], Sequence[BaseNode]],
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Asked:
         """Return one memory of all documents, and what its passages refer to, by name.
 
         Args:
             entries: The documents of the index, in order.
             pages: Returns the pages of one.
+            cancelled: As in `read`.
 
         Raises:
             InfiniPotIndexError: There are none.
+            GoneError: `cancelled` said so.
         """
         if not entries:
             raise InfiniPotIndexError("the index holds no documents: insert one, then ask.")
         with self.lock:
             if self._asked is None or self.unread(entries):
-                self.read(entries)
+                self.read(entries, cancelled)
                 from infinipot_llm.memory.joined import joined
 
                 memories, sources = [], {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import llama_index.core.instrumentation as instrument
@@ -20,6 +20,7 @@ from llama_index.indices.managed.infinipot.synthesizer import InfiniPotSynthesiz
 from llama_index.llms.infinipot.asking import advice
 
 from infinipot_llm.config import FOLLOWUPS
+from infinipot_llm.memory.waiting import awaited
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.infinipot.base import InfiniPotIndex
@@ -124,7 +125,7 @@ class InfiniPotQueryEngine(BaseQueryEngine):
 
     async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """Retrieve without blocking the event loop."""
-        if not await asyncio.to_thread(recalls, self._index, self._asking["followup"]):
+        if not await awaited(partial(recalls, self._index, self._asking["followup"])):
             return []
         nodes = await self._retriever.aretrieve(query_bundle)
         for postprocessor in self._postprocessors:
@@ -166,11 +167,11 @@ class InfiniPotQueryEngine(BaseQueryEngine):
         return response
 
 
-def recalls(index: InfiniPotIndex, followup: str | None) -> bool:
-    """Tell whether questions are answered from recalled passages."""
+def recalls(index: InfiniPotIndex, followup: str | None, cancelled: Callable[[], bool] | None = None) -> bool:
+    """Tell whether questions are answered from recalled passages; what was not read yet is read for it."""
     from llama_index.llms.infinipot.remembered import how_of
 
-    return how_of(index.memory_and_sources()[0], followup) == "recall"
+    return how_of(index.memory_and_sources(cancelled)[0], followup) == "recall"
 
 
 def check_followup(followup: str | None) -> None:

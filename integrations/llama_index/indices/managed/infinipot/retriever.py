@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -12,6 +12,8 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.indices.managed.infinipot.errors import InfiniPotIndexError
 from llama_index.indices.managed.infinipot.nodes import nodes_of
 from llama_index.llms.infinipot.asking import advice, of_messages
+
+from infinipot_llm.memory.waiting import awaited
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.infinipot.base import InfiniPotIndex
@@ -63,16 +65,16 @@ class InfiniPotRetriever(BaseRetriever):
         self._recall = recall
         self._history = tuple(history)
 
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+    def _retrieve(self, query_bundle: QueryBundle, cancelled: Callable[[], bool] | None = None) -> list[NodeWithScore]:
         """Look for passages; documents that were not read yet are read first."""
         from llama_index.llms.infinipot.blocks import given
         from llama_index.llms.infinipot.remembered import passages_of
 
-        memory, sources = self._index.memory_and_sources()
+        memory, sources = self._index.memory_and_sources(cancelled)
         call = of_messages(self._llm, [*self._history, ChatMessage(content=query_bundle.query_str)], {})
         passages = passages_of(memory, given(call.messages).messages, {**call.options, "recall": self._recall})
         return nodes_of(passages, memory.text, sources)[: self._top_k]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """Look for passages without blocking the event loop."""
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+        return await awaited(partial(self._retrieve, query_bundle))

@@ -25,7 +25,7 @@ class Entry(DataClassJsonMixin):
         content: The content hash of the document that its pages make.
         node_ids: Its pages in the docstore, in order.
         memory: Name of its memory's file, once it was read.
-        file: Size, time and hash of the file it came from, where that was on this machine.
+        file: Path, size, time and hash of the file it came from, where that was on this machine.
     """
 
     ref_doc_id: str
@@ -55,26 +55,33 @@ class InfiniPotStruct(IndexStruct):
 INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[STRUCT_TYPE] = InfiniPotStruct
 
 
-def file_facts(path: str) -> dict[str, Any] | None:
-    """Return size, time of change and SHA-256 of a file of this machine; None where there is none."""
+def file_facts(path: object) -> dict[str, Any] | None:
+    """Return where a file of this machine is, its size, time of change and SHA-256; None where there is none.
+
+    Args:
+        path: The `file_path` of metadata, if there is one. A relative one is noted as an absolute one, since another
+            process may work in another folder.
+    """
+    if not path:
+        return None
     try:
-        place = Path(path)
-        if not (place.is_absolute() and place.is_file()):
+        place = Path(str(path)).absolute()
+        if not place.is_file():
             return None
         facts = place.stat()
         with place.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except (OSError, ValueError):
         return None
-    return {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "sha256": digest}
+    return {"path": str(place), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "sha256": digest}
 
 
-def has_changed(path: str, known: dict[str, Any] | None) -> bool:
+def has_changed(known: dict[str, Any] | None) -> bool:
     """Tell whether a file holds something else than it did; one that is gone has not changed."""
-    if not known:
+    if not known or not (path := known.get("path")):
         return False
     try:
-        facts = Path(path).stat()
+        facts = Path(str(path)).stat()
     except (OSError, ValueError):
         return False
     if facts.st_size == known.get("size") and facts.st_mtime_ns == known.get("mtime_ns"):

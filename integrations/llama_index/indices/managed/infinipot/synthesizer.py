@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import llama_index.core.instrumentation as instrument
@@ -17,6 +17,8 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.indices.managed.infinipot.nodes import cited_first, passages_in
 from llama_index.llms.infinipot.remembered import how_of
 from llama_index.llms.infinipot.responses import EXTRA
+
+from infinipot_llm.memory.waiting import awaited
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.infinipot.base import InfiniPotIndex
@@ -98,7 +100,7 @@ class InfiniPotSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """Answer without blocking the event loop."""
-        shown = await asyncio.to_thread(self._shown, nodes)
+        shown = await awaited(partial(self._shown, nodes))
         return await super().asynthesize(query, shown, additional_source_nodes, found=nodes)
 
     def get_response(self, query_str: str, text_chunks: Sequence[str], **asked: Any) -> Any:
@@ -120,7 +122,7 @@ class InfiniPotSynthesizer(BaseSynthesizer):
     async def aget_response(self, query_str: str, text_chunks: Sequence[str], **asked: Any) -> Any:
         """Ask the memory without blocking the event loop."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        memory, sources = await asyncio.to_thread(self._index.memory_and_sources)
+        memory, sources = await awaited(self._index.memory_and_sources)
         answered = _Answered(sources)
         llm, messages = (
             self._over(memory, passages_in(asked.get("found") or (), memory.text, sources)),
@@ -133,9 +135,9 @@ class InfiniPotSynthesizer(BaseSynthesizer):
         dispatcher.event(GetResponseEndEvent())
         return answered
 
-    def _shown(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+    def _shown(self, nodes: list[NodeWithScore], cancelled: Callable[[], bool] | None = None) -> list[NodeWithScore]:
         """Return the nodes, or something in their place where the answer does not come from passages."""
-        if nodes or how_of(self._index.memory_and_sources()[0], self._asking.get("followup")) == "recall":
+        if nodes or how_of(self._index.memory_and_sources(cancelled)[0], self._asking.get("followup")) == "recall":
             return nodes
         return [NodeWithScore(node=_NOTHING)]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from llama_index.core.indices.base import BaseIndex
@@ -15,6 +16,7 @@ from llama_index.indices.managed.infinipot.keeper import Keeper
 from llama_index.indices.managed.infinipot.struct import Entry, InfiniPotStruct, file_facts
 
 from infinipot_llm.documents import Document as WholeDocument
+from infinipot_llm.memory.waiting import awaited
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,16 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
     lazy: bool
     _keeper: Keeper
 
-    def read(self) -> None:
-        """Read the documents that were not read yet; questions and `lazy=False` do it by themselves."""
-        self._keeper.read(self._index_struct.documents)
+    def read(self, cancelled: Callable[[], bool] | None = None) -> None:
+        """Read the documents that were not read yet; questions and `lazy=False` do it by themselves.
+
+        Args:
+            cancelled: Asked while reading; True ends it, and the next question reads.
+
+        Raises:
+            GoneError: `cancelled` said so.
+        """
+        self._keeper.read(self._index_struct.documents, cancelled)
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> InfiniPotStruct:
         """Take in the documents that pages make."""
@@ -52,6 +61,10 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
         A document is read now, unless the index is lazy; one with the id, or the file, of an earlier one replaces it. A
         page that joins others is read with the next question, since further ones may follow: `refresh_ref_docs` takes
         all pages at once.
+
+        Args:
+            document: The document, or the page.
+            **insert_kwargs: `cancelled`, as in `read`.
         """
         self.insert_nodes([document], **insert_kwargs)
 
@@ -60,17 +73,21 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
         with self._callback_manager.as_trace("insert_nodes"):
             self._insert(nodes, **insert_kwargs)
 
-    def _insert(self, nodes: Sequence[BaseNode], **_: Any) -> None:
+    def _insert(self, nodes: Sequence[BaseNode], cancelled: Callable[[], bool] | None = None, **_: Any) -> None:
         files = rejoin.by_file(nodes)
         grown = {k for k, parts in files.items() if rejoin.is_page(parts[0]) and self._index_struct.find(k) is not None}
         self._take(files, merge=True)
         if not self.lazy and not grown:
-            self.read()
+            self.read(cancelled)
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Take in documents that are new or have changed, and read these alone.
 
         All pages of a file replace those it had; some of them, as their reader tells, replace the same pages.
+
+        Args:
+            documents: The documents, or pages.
+            **update_kwargs: `cancelled`, as in `read`.
 
         Returns:
             For every document given, whether its file was new or had changed, be it in its metadata alone.
@@ -78,12 +95,12 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
         with self._callback_manager.as_trace("refresh_ref_docs"):
             updated = self._take(rejoin.by_file(documents))
             if not self.lazy:
-                self.read()
+                self.read(update_kwargs.get("cancelled"))
             return [updated[rejoin.file_key(document)] for document in documents]
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Take in another version of a document, or of a page."""
-        self.refresh_ref_docs([document])
+        self.refresh_ref_docs([document], **update_kwargs)
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Take a document out of the index, and its memory; nothing else is touched.
@@ -119,20 +136,20 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
             self._keeper.put(entry, document)
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
-        """Insert without blocking the event loop."""
-        await asyncio.to_thread(self.insert, document, **insert_kwargs)
+        """Insert without blocking the event loop; what cancelling leaves unread is read with the next question."""
+        await awaited(partial(self.insert, document, **insert_kwargs))
 
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
         """Insert pages without blocking the event loop."""
-        await asyncio.to_thread(self.insert_nodes, nodes, **insert_kwargs)
+        await awaited(partial(self.insert_nodes, nodes, **insert_kwargs))
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Refresh without blocking the event loop."""
-        return await asyncio.to_thread(self.refresh_ref_docs, documents, **update_kwargs)
+        return await awaited(partial(self.refresh_ref_docs, documents, **update_kwargs))
 
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Update without blocking the event loop."""
-        await asyncio.to_thread(self.update_ref_doc, document, **update_kwargs)
+        await awaited(partial(self.update_ref_doc, document, **update_kwargs))
 
     async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Delete without blocking the event loop."""
@@ -192,7 +209,11 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
         self, entry: Entry | None, old: Sequence[BaseNode], nodes: list[TextNode], document: WholeDocument, key: str
     ) -> bool:
         """Put one document into docstore and list, and say whether it is another than it was."""
+        file = file_facts(nodes[0].metadata.get("file_path"))
         if entry is not None and [n.hash for n in nodes] == [n.hash for n in old]:
+            if file != entry.file:  # the same text in a file of other bytes, which would be refused at the next load
+                entry.file = file
+                self._note()
             return False
         if entry is None:
             entry = Entry(key, document.name, document.content_hash)
@@ -200,7 +221,7 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
         else:
             key = entry.ref_doc_id  # a page's id stands for its file
             self._docstore.delete_ref_doc(key, raise_error=False)
-        entry.content, entry.node_ids, entry.file = document.content_hash, [n.node_id for n in nodes], file_facts(key)
+        entry.content, entry.node_ids, entry.file = document.content_hash, [n.node_id for n in nodes], file
         self._docstore.add_documents(nodes, allow_update=True)
         self._docstore.set_document_hash(key, document.id)
         self._keeper.put(entry, document)

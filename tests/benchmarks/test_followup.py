@@ -1,0 +1,98 @@
+"""The follow-up benchmark: what its arms hold, which rows it adds to, and what a report says of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from infinipot_llm import Document, InfiniPot
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
+
+import followup
+from followup import Asked, check_same, report
+from followup_data import Question, Sample
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+TEXT = "The mill at Tarn was sold in 1871. " * 20  # 700 tokens
+QUESTION = Question("nq", "g", "When?", ("1871",), ((0, 5),))
+
+
+def asked_of(llm: InfiniPot, text: str) -> Asked:
+    sample = Sample("A4", text, (QUESTION,))
+    memory = llm.read(Document.from_text(text))
+    bench: Any = SimpleNamespace(
+        llm=llm, args=SimpleNamespace(embeddings=None), samples={"A4": sample}, memory=lambda name: memory
+    )
+    return Asked(bench, "A4")
+
+
+def test_each_arm_holds_what_its_name_says(tiny_llm: InfiniPot) -> None:
+    asked, before = asked_of(tiny_llm, TEXT), len(tiny_llm.form.prefix)
+    assert asked.pot_for("full", QUESTION).length == before + 700
+    streaming = asked.pot_for("streaming-256", QUESTION)
+    assert streaming.length == before + 256
+    assert streaming.origin[0, 0, -1] == 699
+    assert streaming.budget - streaming.length == followup.ROOM
+
+
+def test_full_is_refused_where_it_cannot_be(
+    tiny_llm: InfiniPot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It was a compressed cache in disguise."""
+    asked = asked_of(tiny_llm, TEXT * 6)
+    monkeypatch.setattr(followup, "Bench", lambda args: SimpleNamespace(llm=tiny_llm, args=args))
+    monkeypatch.setattr(followup, "answers", lambda bench: iter([asked.pot_for("full", QUESTION)]))
+    monkeypatch.setattr(followup, "Asked", lambda *_: asked)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(sys, "argv", ["followup.py", "answers", "--out", str(tmp_path / "rows.jsonl")])
+    with pytest.raises(SystemExit, match="beyond the 4096 positions this model was trained on"):
+        followup.main()
+
+
+def row(sample: str, number: int, arm: str, **more: Any) -> dict[str, Any]:
+    values = {"contains": True, "f1": 0.5, "words": 3, "seconds": 1.0, **more}
+    about = {"kind": "nq", "group": f"g{number}", "model": "m", "dtype": "float32"}
+    return {"sample": sample, "number": number, "arm": arm, **about, **values}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "other"}, "other in float32"),
+        ({"dtype": "bfloat16"}, "m in bfloat16"),
+        ({"model": None}, "an unknown model in float32"),
+        ({"dtype": None}, "m in an unknown precision"),
+    ],
+)
+def test_rows_are_added_to_their_like_alone(changes: dict[str, Any], said: str) -> None:
+    here = Path("rows.jsonl")
+    mine = row("A4", 0, "full")
+    check_same([], "m", "float32", here)
+    check_same([mine, mine], "m", "float32", here)
+    other = {name: value for name, value in {**mine, **changes}.items() if value is not None}
+    with pytest.raises(SystemExit, match=f"rows.jsonl holds rows of {said}, these are of m in float32: give another"):
+        check_same([mine, other], "m", "float32", here)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("followup-*.jsonl")), ids=lambda path: str(path.stem))
+def test_the_rows_of_ours_can_be_added_to(path: Path) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    check_same(rows, "qwen2.5-coder-0.5b", "bfloat16" if "-bf16-" in path.name else "float32", path)
+
+
+def test_a_report_has_every_sample_and_no_interval_of_few_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    few = [row("h30", n, arm, contains=arm == "full") for n in range(3) for arm in ("recall-512", "full")]
+    many = [row("n8", n, arm, contains=arm == "full") for n in range(8) for arm in ("recall-512", "full")]
+    report([*few, *many])
+    out = capsys.readouterr().out
+    assert "| 30K hotpot | full | 3 |" in out
+    assert "nan" not in out
+    assert "| 3 | -1.000 [no interval] |" in out
+    assert "| 8 | -1.000 [-1.000, -1.000] |" in out
