@@ -6,6 +6,7 @@ INFINIPOT_MODEL names another model than the default.
 """
 
 import base64
+import mimetypes
 import os
 import sys
 import time
@@ -28,17 +29,20 @@ def main(file: str, questions: list[str]) -> None:
             (
                 "human",
                 [
-                    {"type": "file", "base64": "{pdf}", "mime_type": "application/pdf"},
+                    {"type": "file", "base64": "{data}", "mime_type": "{kind}"},
                     {"type": "text", "text": "{question}"},
                 ],
             ),
         ]
     )
     chain = prompt | llm
-    pdf = base64.b64encode(Path(file).read_bytes()).decode()
+    document = {
+        "data": base64.b64encode(Path(file).read_bytes()).decode(),
+        "kind": mimetypes.guess_type(file)[0] or "text/plain",
+    }
     for question in questions:
         started = time.perf_counter()
-        answer = chain.invoke({"pdf": pdf, "question": question})
+        answer = chain.invoke({**document, "question": question})
         tokens = answer.usage_metadata["input_token_details"]
         print(f"\n{question}\n{answer.text}")
         for citation in answer.content_blocks[0].get("annotations", []) if answer.content_blocks else []:
@@ -47,7 +51,7 @@ def main(file: str, questions: list[str]) -> None:
         print(f"  {tokens}, {time.perf_counter() - started:.0f} s")
 
     print(f"\n{questions[-1]} (streamed)")
-    for piece in (chain | StrOutputParser()).stream({"pdf": pdf, "question": questions[-1]}):
+    for piece in (chain | StrOutputParser()).stream({**document, "question": questions[-1]}):
         print(piece, end="", flush=True)
     print()
 

@@ -121,8 +121,8 @@ class InfiniPot:
 
     def __repr__(self) -> str:
         a = self.adapter
-        what = f"{self.name}: {a.family}, {len(a.windows)} layers on {a.device} in {a.dtype}"
-        return f"InfiniPot({what}, {self.config!r})"
+        name = f"{self.name}: " if self.name else ""
+        return f"InfiniPot({name}{a.family}, {len(a.windows)} layers on {a.device} in {a.dtype}, {self.config!r})"
 
     def read(
         self,
