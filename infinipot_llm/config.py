@@ -28,7 +28,7 @@ class PotConfig:
     """How much is kept while reading, and by which rule. `budget` alone is enough to start.
 
     "Paper" is InfiniPot (Kim et al., EMNLP 2024, arXiv 2410.01518). Where a default is not the paper's, or the paper
-    does not say, the line says so; docs/method.md has the reasons.
+    does not say, the line says so; docs/method.md has the reasons, docs/evaluation.md ("Defaults") what was measured.
 
     Attributes:
         budget: Slots per layer and KV head, in tokens: the paper's |M|. Everything is counted in it: prefix, document,
