@@ -56,7 +56,8 @@ def ask(args: argparse.Namespace) -> None:
                 "model": args.model, "dtype": mine[1], "number": number, "answerable": q["answer"] is not None,
                 "gold": q["pages"], "cited": pages,
                 "correct": q["answer"] is not None and contains(answer.text, [q["answer"]]),
-                "supported": answer.supported, "seconds": round(answer.usage.answer_seconds, 1),
+                "supported": answer.supported, "tokens": answer.usage.answer_tokens,
+                "seconds": round(answer.usage.answer_seconds, 1),
             }  # fmt: skip
             out.write(json.dumps(row) + "\n")
             out.flush()
@@ -79,11 +80,19 @@ def report(rows: list[dict[str, Any]]) -> None:
         mean, low, high = share(values, [str(i) for i in range(len(values))])
         found = "- | -" if np.isnan(mean) else f"{mean:.2f} | {low:.2f} to {high:.2f}"
         print(f"| {name} | {len(values)} | {found} |")
-    # An answer that says that the document does not tell has no figure: it counts as least supported.
-    yes, no = ([-np.inf if r["supported"] is None else r["supported"] for r in some] for some in (correct, foreign))
-    if not yes or not no:
+    if not correct or not foreign:
         return
-    print(f"\nAUROC of `supported`, {len(yes)} correct answers against {len(no)} foreign questions: {auroc(yes, no)}")
+    print(f"\nArea under the ROC curve, {len(correct)} correct answers against {len(foreign)} foreign questions:")
+    print(f"`supported`: {auroc(*(supports(some) for some in (correct, foreign)))}")
+    if all("tokens" in r for r in rows):
+        print(f"`supported`, per token: {auroc(*(supports(some, per_token=True) for some in (correct, foreign)))}")
+
+
+def supports(rows: list[dict[str, Any]], *, per_token: bool = False) -> list[float]:
+    """Return `supported` of answers; one that says that the document does not tell has none, and counts as least."""
+    return [
+        -np.inf if r["supported"] is None else r["supported"] / (max(1, r["tokens"]) if per_token else 1) for r in rows
+    ]
 
 
 def auroc(yes: list[float], no: list[float]) -> str:

@@ -30,9 +30,13 @@ def test_a_report_without_correct_answers_says_so(capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "| answers that contain the reference | 2 | 0.00 | 0.00 to 0.66 |" in out
     assert "| first cited page right, of correct answers | 0 | - | - |" in out
-    assert "AUROC" not in out
+    assert "ROC curve" not in out
     citations.report([row(n) for n in range(4)])
-    assert "2 correct answers against 2 foreign questions: 0.25 [" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2 correct answers against 2 foreign questions:\n`supported`: 0.25 [" in out
+    assert "per token" not in out  # rows of before do not say how long answers are
+    citations.report([row(n, tokens=[1, 9, 1, 9][n]) for n in range(4)])
+    assert "`supported`, per token: 1.00 [" in capsys.readouterr().out
     citations.report([])
     assert "nan" not in capsys.readouterr().out
 
@@ -47,7 +51,7 @@ class Scripted:
         return self
 
     def ask(self, question: str, **how: Any) -> Any:
-        usage = SimpleNamespace(answer_seconds=1.0)
+        usage = SimpleNamespace(answer_seconds=1.0, answer_tokens=3)
         return SimpleNamespace(citations=(), text="1871", supported=0.5, usage=usage)
 
 
