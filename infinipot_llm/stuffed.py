@@ -95,7 +95,9 @@ def _middle(text: str, count: Callable[[str], int]) -> tuple[int, int]:
     """Return where, between a template's own first and last words, the text lies that was put there.
 
     The last words begin with the paragraph, or else the line, that announces a question, or else with the last
-    paragraph, or else the last line: whichever is first short enough.
+    paragraph, or else the last line: whichever is first short enough. A question that is followed by its answer, and
+    by more, is not taken for one that is announced. The first words are the first paragraph, or, of a text without
+    paragraphs, a first line that ends as `_ASKS` says.
     """
     body = text.rstrip()
     starts = [s for s in (0, *(m.end() for m in _BORDER.finditer(text))) if s < len(body)]
