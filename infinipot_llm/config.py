@@ -36,6 +36,8 @@ class PotConfig:
         kept: Share of the document's slots that survive a distillation (the paper's |C| / |M|). Paper: not given.
         novelty_share: alpha, the share of the kept slots given to novelty (NuC), the rest going to the catalyst (CaP).
             Paper, section 4: 0.5.
+        agreement: Share of the kept slots given to the tokens that the catalyst attends to most in all heads together,
+            so that every head keeps them; taken from the catalyst's part. Paper: none.
         neighbours: How many document tokens on each side a high score also lifts, so that names and figures are kept
             whole. Paper: none (lone tokens).
         neighbour_weight: What share of its score a token lends to those neighbours. Paper: none.
@@ -69,6 +71,7 @@ class PotConfig:
     budget: int = 4096
     kept: float = 0.5
     novelty_share: float = 0.5
+    agreement: float = 0.25
     neighbours: int = 8
     neighbour_weight: float = 0.9
     sink_tokens: int = 4
@@ -105,7 +108,7 @@ class PotConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BudgetError(f"{name} is {value!r}: give a whole number of at least {least}.")
-        for name in ("kept", "novelty_share", "neighbour_weight"):
+        for name in ("kept", "novelty_share", "agreement", "neighbour_weight"):
             if not isinstance(getattr(self, name), (int, float)):
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: give a number.")
         if self.catalysts is not None and not (
@@ -116,7 +119,7 @@ class PotConfig:
             )
         if not 0.0 < self.kept < 1.0:
             raise BudgetError(f"kept is {self.kept!r}: give a share between 0 and 1, for example 0.5.")
-        for name in ("novelty_share", "neighbour_weight"):
+        for name in ("novelty_share", "agreement", "neighbour_weight"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: give a share from 0 to 1.")
         if self.catalyst_reduce not in ("sum", "max"):

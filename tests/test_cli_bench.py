@@ -245,8 +245,9 @@ def test_parts_of_the_method_one_by_one(run: Run, reciter: type[Reciter], squad:
     assert code == 0, err
     arms = list(dict.fromkeys(row["arm"] for row in rows("ablation")))
     assert arms == [
-        "full", "infinipot", "infinipot:novelty_share=0", "infinipot:novelty_share=1", "tova",
-        "infinipot:positions=kept", *(f"infinipot:neighbours={n}" for n in (0, 4, 16)),
+        "full", "infinipot", "infinipot:agreement=0", "infinipot:agreement=0:novelty_share=0",
+        "infinipot:agreement=0:novelty_share=1", "tova", "infinipot:agreement=0:positions=kept",
+        *(f"infinipot:neighbours={n}" for n in (0, 4, 16)),
     ]  # fmt: skip
     assert all(re.search(rf"\| qa \| {arm} \| (not )?seen \| 3 \|", out) for arm in arms)
     assert "minus full" in out
@@ -254,13 +255,12 @@ def test_parts_of_the_method_one_by_one(run: Run, reciter: type[Reciter], squad:
 
 @pytest.mark.parametrize("policies", ["full,infinipot", "full"])
 def test_no_configuration_is_run_under_two_names(run: Run, reciter: type[Reciter], squad: Path, policies: str) -> None:
-    code, _, err = run(
-        "ablation", squad, "--grids", "alpha,kept,budget,span,reduce", "--policies", policies, "--budget", 1024
-    )
+    grids = "alpha,agreement,kept,budget,span,reduce"
+    code, _, err = run("ablation", squad, "--grids", grids, "--policies", policies, "--budget", 1024)
     assert code == 0, err
     changes = [dict(arms.parse_arm(row["arm"]).changes) for row in rows("ablation")[::3]]
     configs = [PotConfig(**{"budget": 1024, **change}) for change in changes[1:]]
-    assert len(configs) == len(set(configs)) == 1 + 4 + 3 + 3 + 3 + 1
+    assert len(configs) == len(set(configs)) == 1 + 3 + 3 + 3 + 3 + 3 + 1
     assert PotConfig(budget=1024) in configs
 
 
@@ -280,16 +280,17 @@ def test_an_arm_of_a_grid_may_be_the_base(run: Run, reciter: type[Reciter], squa
 def test_parts_of_the_method_from_end_to_end(run: Run, squad: Path) -> None:
     code, out, err = run("ablation", squad, "--policies", "streaming", "--budget", 420, "--limit", 1)
     assert code == 0, err
-    assert "| qa | infinipot:positions=kept | seen | 1 |" in out
+    assert "| qa | infinipot:agreement=0:positions=kept | seen | 1 |" in out
     assert all(row["cycles"] > 0 for row in rows("ablation"))
 
 
 def test_hit_rates_from_end_to_end(run: Run, squad: Path) -> None:
     wanted = ("hit-rate", squad, "--budget", 420, "--limit", 2)
-    code, out, err = run(*wanted, "--policies", "infinipot:novelty_share=0:neighbours=0,streaming")
+    exact = "infinipot:novelty_share=0:agreement=0:neighbours=0"
+    code, out, err = run(*wanted, "--policies", f"{exact},streaming")
     assert code == 0, err
     assert "4 hit rates to count, for which 6 contexts are read, " in err
-    assert "| infinipot:novelty_share=0:neighbours=0 | 2 |  | 1.000 " in out, "nothing was dropped before the first"
+    assert f"| {exact} | 2 |  | 1.000 " in out, "nothing was dropped before the first"
     assert "| streaming | 2 |" in out
     assert all(0 <= hits["rate"] <= 1 for row in rows("hit-rate") for hits in row["hits"])
     assert "burn" not in Path("out", "hit-rate.jsonl").read_text()

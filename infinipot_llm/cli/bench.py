@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 
 GRIDS = {
     "components": (
-        "infinipot",  # catalyst and novelty
-        "infinipot:novelty_share=0",  # the catalyst alone
-        "infinipot:novelty_share=1",  # novelty alone
+        "infinipot",  # catalyst, novelty and agreement
+        "infinipot:agreement=0",  # catalyst and novelty, as in the paper; so are the next four
+        "infinipot:agreement=0:novelty_share=0",  # the catalyst alone
+        "infinipot:agreement=0:novelty_share=1",  # novelty alone
         "tova",  # neither: the last token's attention
-        "infinipot:positions=kept",  # without Context-Reset RoPE
+        "infinipot:agreement=0:positions=kept",  # without Context-Reset RoPE
     ),
-    "alpha": tuple(f"infinipot:novelty_share={share}" for share in ("0", "0.25", "0.5", "0.75", "1")),
+    "agreement": tuple(f"infinipot:agreement={share}" for share in ("0", "0.1", "0.25", "0.5")),
+    "alpha": tuple(f"infinipot:novelty_share={share}" for share in ("0", "0.25", "0.5", "0.75")),
     "kept": tuple(f"infinipot:kept={share}" for share in ("0.25", "0.5", "0.75", "0.9")),
     "budget": tuple(f"infinipot:budget={slots}" for slots in (1024, 2048, 4096, 8192)),
     "span": tuple(f"infinipot:neighbours={count}" for count in (0, 4, 8, 16)),

@@ -33,6 +33,9 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"
         ),
+        click.option(
+            "--agreement", type=float, help="Share of the kept slots for what all heads want most.  [default: 0.25]"
+        ),
         click.option("--neighbours", type=int, help="Tokens on each side that a high score also keeps.  [default: 8]"),
         click.option("--kept", type=float, help="Share of the slots that a distillation keeps.  [default: 0.5]"),
         click.option(
@@ -81,8 +84,8 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _KNOBS = (
-    "budget", "kept", "novelty_share", "neighbours", "policy", "shelf", "shelf_bytes", "recall", "followup",
-    "max_new_tokens",
+    "budget", "kept", "novelty_share", "agreement", "neighbours", "policy", "shelf", "shelf_bytes", "recall",
+    "followup", "max_new_tokens",
 )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ SETTINGS: dict[str, type[int] | type[float] | type[str]] = {
     "budget": int,
     "kept": float,
     "novelty_share": float,
+    "agreement": float,
     "neighbours": int,
     "neighbour_weight": float,
     "sink_tokens": int,

@@ -28,6 +28,7 @@ class Reason(IntEnum):
     ATTENDED = 5
     UNLIKE = 6
     CHANCE = 7
+    AGREEMENT = 8
 
 
 @dataclass(frozen=True, slots=True)

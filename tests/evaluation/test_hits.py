@@ -40,7 +40,7 @@ def prompt(llm: InfiniPot) -> Prompt:
 
 def test_the_first_distillation_by_the_prompt_alone_hits_everything(llm: InfiniPot, prompt: Prompt) -> None:
     """Nothing was dropped before it, so the pot is the whole context; later ones have lost something."""
-    exact = "infinipot:novelty_share=0:neighbours=0"
+    exact = "infinipot:novelty_share=0:agreement=0:neighbours=0"
     found = hit_rates(llm, [parse_arm(exact)], TEXT, prompt, RESERVE)[exact]
     assert isinstance(found, list)
     assert len(found) > 2

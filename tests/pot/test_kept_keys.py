@@ -22,7 +22,7 @@ LENGTH = 230
 KNOBS = [
     {"kept": 0.5},
     {"kept": 0.9, "novelty_share": 0.0, "chunk": 9},
-    {"kept": 0.3, "novelty_share": 1.0, "neighbours": 0, "chunk": 1},
+    {"kept": 0.3, "novelty_share": 1.0, "agreement": 0.0, "neighbours": 0, "chunk": 1},
     {"kept": 0.5, "policy": "streaming", "chunk": 17},
 ]
 

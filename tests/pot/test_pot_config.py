@@ -34,6 +34,9 @@ from infinipot_llm.errors import BudgetError
         ("kept", -0.5),
         ("kept", float("nan")),
         ("novelty_share", 1.01),
+        ("agreement", -0.01),
+        ("agreement", 2),
+        ("agreement", float("nan")),
         ("novelty_share", -0.01),
         ("novelty_share", float("nan")),
         ("neighbour_weight", 2.0),
@@ -54,7 +57,8 @@ def test_bad_values_are_refused_naming_the_field(field: str, value: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("kept", "half"), ("novelty_share", None), ("catalysts", "Who?"), ("catalysts", (1,))]
+    ("field", "value"),
+    [("kept", "half"), ("novelty_share", None), ("agreement", "all"), ("catalysts", "Who?"), ("catalysts", (1,))],
 )
 def test_values_of_a_wrong_type_are_refused_naming_the_field(field: str, value: Any) -> None:
     """A configuration comes from files and command lines: no bare TypeError, and no question per letter of a string."""
@@ -73,6 +77,8 @@ def test_values_of_a_wrong_type_are_refused_naming_the_field(field: str, value: 
         ("kept", 0.999999),
         ("novelty_share", 0.0),
         ("novelty_share", 1.0),
+        ("agreement", 0.0),
+        ("agreement", 1.0),
         ("neighbour_weight", 0.0),
         ("neighbour_weight", 1.0),
         ("catalyst_reduce", "max"),
@@ -87,6 +93,7 @@ CONFIGS = st.builds(
     budget=st.integers(8, 10**6),
     kept=st.floats(0.0, 1.0, exclude_min=True, exclude_max=True),
     novelty_share=st.floats(0.0, 1.0),
+    agreement=st.floats(0.0, 1.0),
     neighbours=st.integers(0, 50),
     neighbour_weight=st.floats(0.0, 1.0),
     sink_tokens=st.integers(0, 100),

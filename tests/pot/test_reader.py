@@ -68,6 +68,7 @@ def test_any_reading_stays_in_its_budget_and_keeps_the_highest_scored(data: st.D
         budget=budget,
         kept=draw(st.sampled_from([0.15, 0.5, 0.8, 0.999]), label="kept"),
         novelty_share=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]), label="alpha"),
+        agreement=draw(st.sampled_from([0.0, 0.25, 1.0]), label="agreement"),
         neighbours=draw(st.integers(0, 5), label="neighbours"),
         neighbour_weight=draw(st.sampled_from([0.0, 0.9, 1.0]), label="weight"),
         sink_tokens=sinks,

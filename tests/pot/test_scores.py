@@ -113,8 +113,8 @@ def test_alpha_0_and_1_are_the_single_scores(seed: int, held: int, data: st.Data
     keep = data.draw(st.integers(pinned, held))
     given_evidence = evidence(seed, held, pinned, keep)
     assert given_evidence.importance is not None
-    by_catalyst = select(InfiniPotPolicy(0.0, 0, 0.9).score(given_evidence), pinned, keep)
-    by_novelty = select(InfiniPotPolicy(1.0, 0, 0.9).score(given_evidence), pinned, keep)
+    by_catalyst = select(InfiniPotPolicy(0.0, 0, 0.9, 0.0).score(given_evidence), pinned, keep)
+    by_novelty = select(InfiniPotPolicy(1.0, 0, 0.9, 0.0).score(given_evidence), pinned, keep)
     for layer in range(3):
         for head in range(K):
             assert by_catalyst[layer, head].tolist() == top(given_evidence.importance[layer, head], pinned, keep)
@@ -127,7 +127,7 @@ def test_alpha_0_and_1_are_the_single_scores(seed: int, held: int, data: st.Data
 def test_in_between_both_have_a_say(seed: int, held: int, alpha: float) -> None:
     given_evidence = evidence(seed, held, 2, keep=max(6, held // 2))
     assert given_evidence.importance is not None
-    scores = InfiniPotPolicy(alpha, 0, 0.9).score(given_evidence)
+    scores = InfiniPotPolicy(alpha, 0, 0.9, 0.0).score(given_evidence)
     slots = select(scores, 2, given_evidence.keep)
     for layer in range(3):
         for head in range(K):
@@ -138,16 +138,18 @@ def test_in_between_both_have_a_say(seed: int, held: int, alpha: float) -> None:
     assert set(scores.reasons[:, :, 2:].flatten().tolist()) == {Reason.NOVELTY, Reason.CATALYST}
 
 
-def test_a_share_of_novelty_needs_the_output_head_and_no_share_does_not() -> None:
+def test_what_has_no_share_costs_nothing() -> None:
     assert InfiniPotPolicy(0.1).needs.novelty
     assert not InfiniPotPolicy(0.0).needs.novelty
+    assert InfiniPotPolicy(1.0).needs.catalyst, "agreement is the catalyst's"
+    assert not InfiniPotPolicy(1.0, agreement=0.0).needs.catalyst
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_whole_readings_with_a_single_score(alpha: float) -> None:
     """By novelty alone all heads hold the same tokens, those that surprised most; by the catalyst alone they do not."""
     cycles: list[Cycle] = []
-    config = PotConfig(budget=64, novelty_share=alpha, neighbours=0)
+    config = PotConfig(budget=64, novelty_share=alpha, agreement=0, neighbours=0)
     pot, _ = Reader(shared_adapter("qwen2"), config).read(
         random_text(150, 2), random_ids(4, 1), [random_ids(9, 7)], 12, tracer=cycles.append
     )
@@ -156,6 +158,68 @@ def test_whole_readings_with_a_single_score(alpha: float) -> None:
     assert pot.novelty.any() == (alpha == 1.0)
     reasons = {int(r) for c in cycles for r in c.reasons[:, :, pot.pinned :].flatten()}
     assert reasons == {Reason.NOVELTY if alpha else Reason.CATALYST}
+
+
+# --- agreement ---
+
+
+def scattered(seed: int, held: int, pinned: int, keep: int, read: int = 80) -> Evidence:
+    """Random evidence as after some distillations: heads hold different tokens of a document."""
+    generator = torch.Generator().manual_seed(seed)
+    origin = torch.full((3, K, held), PREFIX, dtype=torch.int32)
+    for layer in range(3):
+        for head in range(K):
+            there = torch.randperm(read, generator=generator)[: held - pinned]
+            origin[layer, head, pinned:] = there.sort().values.to(torch.int32)
+    received = torch.rand((3, K, held), generator=generator)
+    return Evidence(received, torch.rand((3, K, held), generator=generator), origin, pinned, keep)
+
+
+@FEW
+@given(seed=st.integers(0, 2**31), held=st.integers(4, 60), data=st.data())
+def test_what_all_heads_look_at_most_stays_in_every_head_that_holds_it(
+    seed: int, held: int, data: st.DataObject
+) -> None:
+    pinned = data.draw(st.integers(0, held - 2))
+    keep = data.draw(st.integers(pinned + 1, held))
+    given_evidence = scattered(seed, held, pinned, keep)
+    assert given_evidence.importance is not None
+    agreement = data.draw(st.sampled_from([0.25, 0.5, 1.0]))
+    alpha = data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+    scores = InfiniPotPolicy(alpha, 0, 0.9, agreement).score(given_evidence)
+    slots = select(scores, pinned, keep)
+    total: dict[int, float] = {}
+    for token, received in zip(
+        given_evidence.origin.flatten().tolist(), given_evidence.importance.flatten().tolist(), strict=True
+    ):
+        total[token] = total.get(token, 0.0) + received
+    count = round(agreement * (keep - pinned))
+    for layer in range(3):
+        for head in range(K):
+            there = given_evidence.origin[layer, head, pinned:].tolist()
+            agreed = sorted(there, key=lambda token: -total[token])[:count]
+            kept = given_evidence.origin[layer, head, slots[layer, head]].tolist()
+            assert set(agreed) <= set(kept)
+            why = scores.reasons[layer, head, slots[layer, head]].tolist()
+            assert why[pinned:].count(Reason.AGREEMENT) == count
+            by_novelty = min(round(alpha * (keep - pinned)), keep - pinned - count)
+            assert why[pinned:].count(Reason.NOVELTY) == by_novelty
+
+
+def test_agreement_lifts_neighbours_in_the_document_though_a_head_has_dropped_what_is_between() -> None:
+    """Both heads hold token 5, one of them has lost it: its neighbours stay there for the sake of the other."""
+    origin = torch.tensor([[[3, 4, 5, 30], [3, 4, 6, 30]]], dtype=torch.int32)
+    received = torch.tensor([[[0.0, 0.0, 9.0, 1.0], [0.0, 0.0, 0.0, 1.0]]])
+    policy = InfiniPotPolicy(0.0, 1, 0.9, 1.0)
+    kept = select(policy.score(Evidence(received, torch.zeros_like(received), origin, 0, 2)), 0, 2)
+    assert origin.gather(-1, kept.to(torch.int64)).tolist() == [[[4, 5], [4, 6]]]
+
+
+def test_without_agreement_nothing_is_chosen_by_it() -> None:
+    given_evidence = scattered(0, 40, 4, 20)
+    assert InfiniPotPolicy(0.5).agreement == PotConfig().agreement
+    reasons = InfiniPotPolicy(0.5, 8, 0.9, 0.0).score(given_evidence).reasons
+    assert Reason.AGREEMENT not in reasons.unique().tolist()
 
 
 # --- the neighbours ---

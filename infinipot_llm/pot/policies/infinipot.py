@@ -1,9 +1,10 @@
 """InfiniPot: novelty first, the rest by the catalyst, both lifted to neighbours so that spans stay whole.
 
 Kim, Shim, Choi, Chang, "InfiniPot: Infinite Context Processing on Memory-Constrained LLMs", EMNLP 2024, arXiv
-2410.01518, section 3. The lift to neighbours is ours: a number is several tokens, and a number without its middle is
-a wrong number.
-Shapes: `L` layers, `K` KV heads, `S` slots held.
+2410.01518, section 3. Two steps are ours. The lift to neighbours: a number is several tokens, and a number without its
+middle is a wrong number. Agreement: what the catalyst looks for is often seen by a few heads alone, and a fact that the
+others have dropped is answered wrongly, so a share of the slots goes to the same tokens in every head.
+Shapes: `L` layers, `K` KV heads, `S` slots held, `N` document tokens read.
 """
 
 from __future__ import annotations
@@ -19,45 +20,92 @@ from infinipot_llm.pot.score import Evidence, Needs, Reason, Scores
 
 @dataclass(frozen=True, slots=True)
 class InfiniPotPolicy:
-    """The knobs of the paper's combination of NuC and CaP; see PotConfig for their meaning."""
+    """The knobs of the paper's combination of NuC and CaP, and ours; see PotConfig for their meaning."""
 
     novelty_share: float = 0.5
     neighbours: int = 8
     neighbour_weight: float = 0.9
+    agreement: float = 0.25
 
     @property
     def needs(self) -> Needs:
-        """Novelty costs a pass of the output head over every token: skip it when it has no share."""
-        return Needs(catalyst=True, novelty=self.novelty_share > 0.0)
+        """Novelty costs a pass of the output head over every token, the catalyst a pass: none without a share."""
+        return Needs(catalyst=self.novelty_share < 1.0 or self.agreement > 0.0, novelty=self.novelty_share > 0.0)
 
     @classmethod
     def from_config(cls, config: PotConfig) -> InfiniPotPolicy:
-        """Take the three knobs that concern this policy."""
-        return cls(config.novelty_share, config.neighbours, config.neighbour_weight)
+        """Take the knobs that concern this policy."""
+        return cls(config.novelty_share, config.neighbours, config.neighbour_weight, config.agreement)
 
     def score(self, evidence: Evidence) -> Scores:
-        """Lift the T most novel slots of each head above all others, and rank the others by the catalyst.
+        """Lift what all heads agree on above all others, then the most novel slots; rank the rest by the catalyst.
 
-        T = novelty_share x (keep - pinned), as in the paper: |C| = |C_NuC| + |C_CaP|, novelty chosen first.
+        T = novelty_share x (keep - pinned) slots are chosen by novelty, before the catalyst, as in the paper: |C| =
+        |C_NuC| + |C_CaP|. What is agreed on comes out of the catalyst's part, and out of T where that is not enough.
         """
-        if evidence.importance is None:
+        received = evidence.importance
+        if received is None and self.needs.catalyst:
             raise ValueError("the infinipot policy needs the catalyst's attention")
-        wanted, wanted_by_neighbour = spread(
-            evidence.importance, evidence.origin, self.neighbours, self.neighbour_weight
-        )
-        reasons = torch.where(wanted_by_neighbour, Reason.NEIGHBOUR, Reason.CATALYST).to(torch.int8)
+        if received is None:
+            received = torch.zeros_like(evidence.novelty)
+        free = evidence.keep - evidence.pinned
+        G = round(self.agreement * free)
+        T = min(round(self.novelty_share * free), free - G)
+        wanted, by_neighbour = self._lifted(received, evidence.origin)
         values = wanted / wanted.amax(dim=-1, keepdim=True).clamp_min(1e-30)  # [L, K, S], in 0 .. 1
-        T = round(self.novelty_share * (evidence.keep - evidence.pinned))
-        if T == 0:
-            return Scores(values, reasons)
-        novel, novel_by_neighbour = spread(evidence.novelty, evidence.origin, self.neighbours, self.neighbour_weight)
-        novel = novel / novel.amax(dim=-1, keepdim=True).clamp_min(1e-30)
-        unpinned = novel.clone()
-        unpinned[:, :, : evidence.pinned] = -1.0
-        first = unpinned.topk(T, dim=-1).indices  # [L, K, T]
-        values = values.scatter(-1, first, 2.0 + novel.gather(-1, first))
-        why = torch.where(novel_by_neighbour, Reason.NEIGHBOUR, Reason.NOVELTY).to(torch.int8)
-        return Scores(values, reasons.scatter(-1, first, why.gather(-1, first)))
+        scores = Scores(values, torch.where(by_neighbour, Reason.NEIGHBOUR, Reason.CATALYST).to(torch.int8))
+        taken = torch.zeros_like(evidence.origin, dtype=torch.bool)
+        taken[:, :, : evidence.pinned] = True
+        if G:
+            together, by_neighbour = self._lifted(*in_document(received, evidence.origin))
+            together, by_neighbour = (at_slots(x, evidence.origin) for x in (together, by_neighbour))
+            first(scores, taken, together, by_neighbour, G, Reason.AGREEMENT, above=4.0)
+        if T:
+            novel, by_neighbour = self._lifted(evidence.novelty, evidence.origin)
+            first(scores, taken, novel, by_neighbour, T, Reason.NOVELTY, above=2.0)
+        return scores
+
+    def _lifted(self, scores: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+        return spread(scores, origin, self.neighbours, self.neighbour_weight)
+
+
+def first(
+    scores: Scores, taken: Tensor, merit: Tensor, by_neighbour: Tensor, count: int, reason: Reason, *, above: float
+) -> None:
+    """Lift the slots of most merit above all others, in place.
+
+    Args:
+        scores: Changed.
+        taken: [L, K, S] bool, slots that are not to be chosen; those that are lifted are added.
+        merit: [L, K, S] float32, not negative.
+        by_neighbour: [L, K, S] bool, where a slot owes its merit to a neighbour.
+        count: Slots to lift per head.
+        reason: Why, of those that owe it to themselves.
+        above: What their scores begin at; they span 1.
+    """
+    merit = merit / merit.amax(dim=-1, keepdim=True).clamp_min(1e-30)
+    chosen = merit.masked_fill(taken, -1.0).topk(count, dim=-1).indices  # [L, K, count]
+    why = torch.where(by_neighbour, Reason.NEIGHBOUR, reason).to(torch.int8)
+    scores.values.scatter_(-1, chosen, above + merit.gather(-1, chosen))
+    scores.reasons.scatter_(-1, chosen, why.gather(-1, chosen))
+    taken.scatter_(-1, chosen, True)
+
+
+def in_document(scores: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum scores over all heads, per document token: [1, 1, N] float32, and the tokens' own numbers [1, 1, N] int32."""
+    N = max(1, int(origin.max()) + 1)
+    total = scores.new_zeros(N + 1)  # the last place is for the prompt's tokens
+    places = origin.masked_fill(origin < 0, N).to(torch.int64)
+    for of_layer, where in zip(scores, places, strict=True):  # a head holds a token once: the sum's order is fixed
+        total += scores.new_zeros(len(of_layer), N + 1).scatter_(1, where, of_layer).sum(dim=0)
+    total = total[:N]
+    return total[None, None], torch.arange(N, dtype=origin.dtype, device=origin.device)[None, None]
+
+
+def at_slots(values: Tensor, origin: Tensor) -> Tensor:
+    """Look up the values of document tokens [1, 1, N] for every slot [L, K, S]; 0 for those of the prompt."""
+    found = values[0, 0][origin.clamp_min(0).to(torch.int64)]
+    return found.masked_fill(origin < 0, 0)
 
 
 def spread(scores: Tensor, origin: Tensor, radius: int, weight: float) -> tuple[Tensor, Tensor]:
