@@ -112,7 +112,7 @@ class Asked:
         return retrievers.Fused(self.bm25, self.minilm)
 
     def passages(self, question: str, budget: int) -> Ranges:
-        found = self.memory.finder.find(self.llm.form.question(question), question, budget)
+        found = self.memory.finder.find(self.llm.form.question(question), question, budget).passages
         return [(p.start, p.end) for p in found]
 
     def gold(self, question: data.Question, budget: int) -> Ranges:
@@ -164,13 +164,13 @@ class Asked:
             return self.read_again(again[kind]())
         if kind in ("recall", "best"):
             setup = self.memory.setup
-            found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
+            found = self.memory.finder.find(self.llm.form.question(ask), ask, budget).passages
             found = in_order(self.text, found, "best" if kind == "best" else "text")
             slots = setup.prefix[0].shape[2] + text_slots(setup, self.text, found) + ROOM
             return pot_of_text(setup, self.text, found, slots)
         if kind == "load":
             setup = self.memory.setup
-            found = self.memory.finder.find(self.llm.form.question(ask), ask, budget)
+            found = self.memory.finder.find(self.llm.form.question(ask), ask, budget).passages
             slots = len(setup.form.prefix) + budget + ROOM
             return question_pot(setup, self.memory.finder.shelf, found, slots)
         if kind == "pot-load":
@@ -262,7 +262,7 @@ def twice(asked: Asked, question: str, budget: int, how: str) -> Ranges:
     """Return what two rounds bring back: half of the budget by the question, the rest by what that told as well."""
     finder, setup = asked.memory.finder, asked.memory.setup
     spans, form = finder.spans, asked.llm.form
-    first = in_order(asked.text, finder.find(form.question(question), question, budget // 2), "best")
+    first = in_order(asked.text, finder.find(form.question(question), question, budget // 2).passages, "best")
     if how == "draft":
         slots = setup.prefix[0].shape[2] + text_slots(setup, asked.text, first) + ROOM
         pot = pot_of_text(setup, asked.text, first, slots)

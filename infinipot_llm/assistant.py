@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Literal
 
 from infinipot_llm.answering.answer import Answer
-from infinipot_llm.answering.compose import GoneError, compose
+from infinipot_llm.answering.compose import GoneError, Ready, compose
 from infinipot_llm.answering.decode import Sampling
 from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidied
 from infinipot_llm.answering.prompt import Message, Prompt
@@ -298,14 +298,14 @@ class Assistant:
             if cancelled is not None and cancelled():
                 raise GoneError
 
-        def state() -> tuple[Pot, int]:
+        def state() -> Ready:
             if found is not None:
-                return found[1], 0
+                return Ready(found[1])
             passages = [Passage(0, total, 0.0)] if total else []
             pot = pot_of_text(llm.setup, text, passages, llm.config.budget, prompt.before, told)
             if total:
                 self._whole = (key, pot)
-            return pot, 0
+            return Ready(pot)
 
         stats = ReadStats(total, total, slots=len(prompt.before) + total, budget=llm.config.budget)
         answer = compose(llm.adapter, llm.form.codec, text, stats, prompt, state, sampling, **options)
@@ -325,21 +325,21 @@ class Assistant:
         llm = self.llm
         done = ReadStats(len(text))
 
-        def state() -> tuple[Pot, int]:
+        def state() -> Ready:
             nonlocal done
             with telling(len(text), progress, options["cancelled"]) as told:
                 reserve = len(prompt.behind) + sampling.max_new_tokens
                 pot, done = Reader(llm.adapter, llm.config).read(
                     text, prompt.before, [looked_for], reserve, progress=told
                 )
-            return pot, 0
+            return Ready(pot)
 
         answer = compose(llm.adapter, llm.form.codec, text, done, prompt, state, sampling, **options)
         answer = replace(answer, usage=replace(answer.usage, read=done))
         return Reply(answer, "reread", text.documents, _size(text, prompt), len(text), 0)
 
     @staticmethod
-    def _nothing() -> tuple[Pot, int]:
+    def _nothing() -> Ready:
         raise AssertionError("a cancelled answer needs no pot")
 
 

@@ -78,6 +78,9 @@ class Answer:
         supported: How many nats likelier the document makes this answer than the prompt alone does; near 0 or below,
             the answer does not come from the document. None where it was not looked for, or the answer tells nothing.
         notes: Sentences on what the answer could not take into account.
+        answerable: How likely it is that the documents answer the question at all, 0 to 1, judged by how well the best
+            passage on the shelf matches it, before anything was written (docs/recall.md: how far to trust it). None
+            where nothing was looked for, and for questions that only earlier turns explain.
     """
 
     text: str
@@ -86,6 +89,7 @@ class Answer:
     usage: Usage
     supported: float | None = None
     notes: tuple[str, ...] = ()
+    answerable: float | None = None
 
     def _repr_html_(self) -> str:
         """Show the answer in a notebook."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infinipot_llm.answering.answer import Answer, Usage
-from infinipot_llm.answering.citations import Traced, trace
+from infinipot_llm.answering.citations import Traced, says_nothing_found, trace
 from infinipot_llm.answering.decode import Decoded, OnText, Sampling, decode, end_ids
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.answering.resources import peak_memory_bytes
@@ -20,9 +20,30 @@ from infinipot_llm.models.text import TextCodec, TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import ReadStats
 
+DOUBTFUL = 0.2
+"""Below this `answerable`, an answer says that the documents may not tell (docs/recall.md: how often it is wrong)."""
+
+DOUBT = "No passage of the document matches the question well: it may not tell."
+"""What it says then."""
+
 
 class GoneError(Exception):
     """Whoever asked went away while something was read for the answer."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What an answer is decoded from.
+
+    Attributes:
+        pot: Holds everything before `Prompt.behind`.
+        recalled: Tokens that were brought back for it.
+        answerable: As in Answer.
+    """
+
+    pot: Pot
+    recalled: int = 0
+    answerable: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,13 +52,12 @@ class Asked:
 
     Attributes:
         prompt: What is asked.
-        state: Makes the pot that holds everything before `prompt.behind`, and says how many tokens were recalled for
-            it; called when the model is free. It may raise GoneError.
+        state: Makes what it is answered from; called when the model is free. It may raise GoneError.
         notes: What the answer could not take into account.
     """
 
     prompt: Prompt
-    state: Callable[[], tuple[Pot, int]]
+    state: Callable[[], Ready]
     notes: Sequence[str] = ()
 
 
@@ -47,7 +67,7 @@ def compose(
     text: TokenizedText,
     stats: ReadStats,
     prompt: Prompt,
-    state: Callable[[], tuple[Pot, int]],
+    state: Callable[[], Ready],
     sampling: Sampling,
     *,
     notes: Sequence[str] = (),
@@ -95,7 +115,7 @@ def compose_several(
     started = time.perf_counter()
     said = [Decoded((), "", "cancelled")] * len(asked)
     traced = [Traced((), None)] * len(asked)
-    recalled = [0] * len(asked)
+    ready: list[Ready] = []
     pot_bytes = [0] * len(asked)
     first: list[float] = []
 
@@ -106,14 +126,13 @@ def compose_several(
     seconds = 0.0
     with _turn(adapter, cancelled) as mine, suppress(GoneError):  # then the answer stays the cancelled one
         if mine:
-            processors, pots = [], []
+            processors = []
             if schema is not None:
                 from infinipot_llm.answering.constrain import json_schema
 
                 processors.append(json_schema(codec, schema, end_ids(adapter, codec)))
-            for number, one in enumerate(asked):
-                pot, recalled[number] = one.state()
-                pots.append(pot)
+            ready += [one.state() for one in asked]
+            pots = [one.pot for one in ready]
             behind = [one.prompt.behind for one in asked]
             if alone:
                 options: dict[str, Any] = {"processors": processors, "on_text": on_text, "cancelled": going}
@@ -131,7 +150,7 @@ def compose_several(
         Usage(
             read=stats,
             question_tokens=len(one.prompt.behind),
-            recalled_tokens=recalled[number],
+            recalled_tokens=ready[number].recalled if ready else 0,
             answer_tokens=len(said[number].ids),
             first_token_seconds=first[0] - started if first else seconds,
             answer_seconds=seconds,
@@ -140,10 +159,20 @@ def compose_several(
         )
         for number, one in enumerate(asked)
     ]
+    judged = [one.answerable for one in ready] or [None] * len(asked)
     return [
-        Answer(told.text, found.citations, told.finish_reason, usage, found.supported, tuple(one.notes))
-        for told, found, usage, one in zip(said, traced, usages, asked, strict=True)
-    ]
+        Answer(
+            told.text, found.citations, told.finish_reason, usage, found.supported,
+            (*one.notes, *_doubt(told, answerable)), answerable,
+        )
+        for told, found, usage, one, answerable in zip(said, traced, usages, asked, judged, strict=True)
+    ]  # fmt: skip
+
+
+def _doubt(said: Decoded, answerable: float | None) -> list[str]:
+    """Return the note on an answer that the documents may not hold; none where it says so itself."""
+    doubtful = answerable is not None and answerable < DOUBTFUL and said.finish_reason != "cancelled"
+    return [DOUBT] if doubtful and not says_nothing_found(said.text) else []
 
 
 def _traced(adapter: Adapter, codec: TextCodec, text: TokenizedText, pot: Pot, prompt: Prompt, said: Decoded) -> Traced:

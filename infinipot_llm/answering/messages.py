@@ -87,7 +87,9 @@ def prompt_of(form: PromptForm, messages: Sequence[Message], *, document: bool, 
         elif piece != "document":
             into += form.codec.untrusted(messages[int(piece.split()[1])].text)
     question = messages[-1].text if asked is None else asked
-    return Prompt(tuple(before), tuple(behind), tuple(_query(form, messages[:-1], question)), question)
+    query = tuple(_query(form, messages[:-1], question))
+    alone = all(m.role == "system" for m in messages[:-1])
+    return Prompt(tuple(before), tuple(behind), query, question, alone)
 
 
 def _query(form: PromptForm, earlier: Sequence[Message], question: str) -> list[int]:

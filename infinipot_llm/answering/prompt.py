@@ -86,12 +86,14 @@ class Prompt:
         behind: Tokens from the document's end to the start of the answer.
         query: What passages are looked for with: the question in the form that the retrieval heads were measured on.
         question: Its words.
+        alone: Whether they say all that is asked, no earlier turns explaining them.
     """
 
     before: tuple[int, ...]
     behind: tuple[int, ...]
     query: tuple[int, ...]
     question: str
+    alone: bool = True
 
 
 @dataclass(frozen=True)

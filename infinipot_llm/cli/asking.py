@@ -43,7 +43,8 @@ TOGETHER = 8
 def ask(files: tuple[str, ...], question: str | None, listed: Path | None, as_json: bool, **options: Any) -> None:
     """Answer QUESTION about FILES (PDF, text, transcripts; - for standard input; or one saved memory), with citations.
 
-    Files are read whole, once: their memory stays in the store, and the next question reads nothing.
+    Files are read whole, once: their memory stays in the store, and the next question reads nothing. Each question
+    stands for itself; `infinipot chat FILES` remembers what was asked before.
     """
     if listed is not None:
         _ask_listed(files if question is None else (*files, question), listed, as_json, options)

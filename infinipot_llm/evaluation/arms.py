@@ -247,7 +247,7 @@ class Examinee:
         ready = time.perf_counter()
         pot, cycles = state.pot, state.stats.cycles
         if state.memory is not None:
-            pot, _ = pot_for(state.memory, "recall", prompt, max_new_tokens)
+            pot = pot_for(state.memory, "recall", prompt, max_new_tokens).pot
         elif arm.own == "whole":
             behind = list(prompt.behind) if arm.wants_question and not hidden else None
             pot = self._dropped_once(pot, config, len(text), len(prompt.before), reserve, behind)

@@ -12,15 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from infinipot_llm.answering.compose import GoneError
+from infinipot_llm.answering.compose import GoneError, Ready
 from infinipot_llm.answering.decode import Sampling
 from infinipot_llm.answering.prompt import Prompt, PromptForm
 from infinipot_llm.config import FOLLOWUPS
 from infinipot_llm.documents.clean import clean
 from infinipot_llm.errors import QuestionError, QuestionTooLongError
-from infinipot_llm.memory.recall import Passage, in_order, pot_of_text, question_pot, text_slots
+from infinipot_llm.memory.recall import Found, Passage, in_order, pot_of_text, question_pot, text_slots
 from infinipot_llm.memory.shelf import SPAN
-from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader, ReadStats
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def usual_prompt(
         if max_new_tokens < config.max_new_tokens:
             notes.append(f"the limit of the answer is lowered to {max_new_tokens} tokens, which the question leaves.")
     query = form.looked_for(turns, question)
-    return Prompt(form.prefix, tuple(asked), tuple(query), question), max_new_tokens, notes
+    return Prompt(form.prefix, tuple(asked), tuple(query), question, alone=not turns), max_new_tokens, notes
 
 
 def pot_for(
@@ -73,8 +72,8 @@ def pot_for(
     recall: int | None = None,
     passages: Sequence[Passage] | None = None,
     cancelled: Callable[[], bool] | None = None,
-) -> tuple[Pot, int]:
-    """Return the pot to decode over, and how many tokens were recalled for it.
+) -> Ready:
+    """Return the pot to decode over, how many tokens were recalled for it, and how well they match.
 
     Args:
         memory: What is asked.
@@ -90,7 +89,7 @@ def pot_for(
         QuestionTooLongError: Prompt, passages and answer do not fit into the budget.
     """
     if how == "reuse":
-        return memory.pot, 0
+        return Ready(memory.pot)
 
     def told(stats: ReadStats | None = None) -> None:
         if cancelled is not None and cancelled():
@@ -100,31 +99,33 @@ def pot_for(
     behind = len(prompt.behind) + limit
     if how == "reread":
         reader = Reader(setup.adapter, memory.config)
-        return reader.read(text, prompt.before, [prompt.behind], behind, progress=told)[0], 0
+        return Ready(reader.read(text, prompt.before, [prompt.behind], behind, progress=told)[0])
     given = passages is not None
-    if passages is None:
-        passages = passages_for(memory, prompt, limit, recall)
+    found = passages_for(memory, prompt, limit, recall) if passages is None else Found(list(passages))
+    passages = found.passages
     read = in_order(text, passages, memory.config.recall_order)
     slots = text_slots(setup, text, read)
     if given and slots > (room := room_for(memory, prompt, limit)):
         raise QuestionTooLongError(f"these passages need more than the {room} free slots: answer from fewer.")
     if memory.config.recalled == "read":
         pot = pot_of_text(setup, text, read, len(prompt.before) + slots + behind, prompt.before, told)
-        return pot, sum(p.end - p.start for p in passages)
+        return Ready(pot, sum(p.end - p.start for p in passages), found.answerable)
     shelf = memory.finder.shelf
     rows = (shelf.rows_of(p.start, p.end) for p in passages)  # a bounded shelf holds parts of spans
     tokens = sum(b - a for a, b in rows)
-    return question_pot(setup, shelf, passages, len(prompt.before) + tokens + behind, prompt.before), tokens
+    pot = question_pot(setup, shelf, passages, len(prompt.before) + tokens + behind, prompt.before)
+    return Ready(pot, tokens, found.answerable)
 
 
-def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int | None) -> list[Passage]:
-    """Return the passages for a prompt, in document order.
+def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int | None) -> Found:
+    """Return the passages for a prompt, in document order, and whether they may answer it.
 
     Raises:
         QuestionTooLongError: Prompt and answer leave no room for any.
     """
     room = room_for(memory, prompt, limit)
-    passages = memory.finder.find(prompt.query, prompt.question, min(recall or memory.config.recall, room))
+    looked = memory.finder.find(prompt.query, prompt.question, min(recall or memory.config.recall, room))
+    passages = looked.passages
     if memory.config.recalled == "read":
         # What stands between them takes room as well: the least of them gives way.
         found = bool(passages)
@@ -137,7 +138,7 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
                 f"the {room} slots that question and answer leave hold no passage: ask more briefly, lower "
                 "max_new_tokens, or raise the budget."
             )
-    return passages
+    return Found(passages, looked.answerable if prompt.alone else None)
 
 
 def _slots_read(memory: DocumentMemory, passages: Sequence[Passage]) -> int:

@@ -3,6 +3,7 @@
 Every head scores every span for every question. The heads that rank the passage with the answer best on average are
 taken (QRHead, Zhang et al. 2025, takes those with the most attention mass on it; ranks are not swayed by the size of a
 head's attention), and their weights are fitted so that the passage stands out among all spans (a listwise softmax).
+The same questions, their passages there and hidden, tell how much the heads attend to what answers (answerable.py).
 Shapes: `n` heads, `M` spans, `Q` questions.
 """
 
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import DocumentError
+from infinipot_llm.memory.answerable import Signs, fit
 from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Finder, fill, smooth, standard
-from infinipot_llm.memory.scoring import queries, span_scores
 from infinipot_llm.memory.spans import Spans
 
 HEADS = 16
@@ -125,31 +126,60 @@ def calibrate(
     """
     finder = memory.finder
     setup = memory.setup
-    scores, gold = [], []
+    raw, gold = [], []
     for number, one in enumerate(questions, start=1):
-        asked = setup.form.question(one.question)
-        wanted = queries(setup.adapter, setup.prefix, asked, setup.heads)
-        scores.append(standard(span_scores(finder.shelf, finder.null, wanted, finder.cuts)).cpu())
+        raw.append(finder.attention(setup.form.question(one.question)).cpu())
         a, b = memory.text.tokens_in(0, one.start, one.end)
         first, last = np.searchsorted(finder.spans.starts, (a, b - 1), side="right") - 1
         gold.append((int(first), int(last)))
         if told is not None:
             told(number)
-    by_head = torch.stack(scores)  # [Q, n, M]
+    by_head = standard(torch.stack(raw))  # [Q, n, M]
     everything = torch.arange(len(questions))
     chosen, weights = _fit(by_head, gold, finder.spans, everything)
-    halves = []
+    halves: list[bool] = []
+    answered, unanswered = [], []
     for half in (everything[::2], everything[1::2]):
-        other = everything[~torch.isin(everything, half)]
-        halves += _found(by_head, gold, finder, *_fit(by_head, gold, finder.spans, other), half)
+        fitted = _fit(by_head, gold, finder.spans, everything[~torch.isin(everything, half)])
+        halves += _found(by_head, gold, finder, *fitted, half)
+        for j in half.tolist():
+            seen, hidden = signs_of(finder, raw[j][fitted[0]], _rounded(fitted[1]), questions[j].question, gold[j])
+            answered += [seen] if seen is not None else []
+            unanswered += [hidden] if hidden is not None else []
     uncalibrated = Heads.default(setup.adapter.layers, setup.query_heads)
     index = torch.tensor([layer * setup.query_heads + head for layer, head in uncalibrated.heads])
     before = _found(by_head, gold, finder, index, torch.ones(len(index)), everything)
     order = chosen.argsort()
     names = [setup.heads.heads[i] for i in chosen[order].tolist()]
-    rounded = [max(0.001, round(w, 3)) for w in (weights / weights.max())[order].tolist()]
-    found = Heads(tuple(names), tuple(rounded), calibrated=True)
+    judge = fit(answered, unanswered) if answered and unanswered else None
+    found = Heads(tuple(names), tuple(_rounded(weights[order])), calibrated=True, judge=judge)
     return Calibration(found, len(questions), float(np.mean(before)), float(np.mean(halves)))
+
+
+def signs_of(
+    finder: Finder, by_head: Tensor, weights: Sequence[float], question: str, gold: tuple[int, int]
+) -> tuple[Signs | None, Signs | None]:
+    """Return how well the best passage fits a question: as it is, and with the answer's paragraphs hidden.
+
+    Args:
+        finder: Of the document.
+        by_head: [n, M] float32, the question's attention to each span, by the heads that count.
+        weights: n, of these heads.
+        question: The question.
+        gold: First and last span of the answer.
+    """
+    scores = finder.combined(by_head, weights, question, calibrated=True)
+    paragraph = torch.from_numpy(finder.spans.paragraph)
+    hidden = (paragraph >= paragraph[gold[0]]) & (paragraph <= paragraph[gold[1]])
+    less = scores.masked_fill(hidden.to(scores.device), -torch.inf)
+    unseen = by_head.masked_fill(hidden.to(by_head.device), 0.0)
+    there = finder.signs(by_head, weights, scores, question)
+    return there, None if bool(hidden.all()) else finder.signs(unseen, weights, less, question)
+
+
+def _rounded(weights: Tensor) -> list[float]:
+    """Return weights as they are written, the largest being 1."""
+    return [max(0.001, round(w, 3)) for w in (weights / weights.max()).tolist()]
 
 
 def _fit(by_head: Tensor, gold: Sequence[tuple[int, int]], spans: Spans, which: Tensor) -> tuple[Tensor, Tensor]:

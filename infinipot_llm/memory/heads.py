@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infinipot_llm.errors import ModelError
+from infinipot_llm.memory.answerable import Judge
 from infinipot_llm.models.catalogue import cache_dir
 
 
@@ -32,11 +33,13 @@ class Heads:
         heads: (layer, query head) of each.
         weights: Of each, above 0.
         calibrated: Whether they were found by measuring this model.
+        judge: What their attention says about whether a question is answered at all; None where it was not measured.
     """
 
     heads: tuple[tuple[int, int], ...]
     weights: tuple[float, ...]
     calibrated: bool
+    judge: Judge | None = None
 
     @classmethod
     def default(cls, layers: int, query_heads: int) -> Heads:
@@ -80,11 +83,12 @@ class Heads:
             )
             good = good and all(0 <= layer < layers and 0 <= head < query_heads for layer, head in heads)
             calibrated = bool(values["calibrated"])
+            judge = values.get("judge")
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError("a list of retrieval heads cannot be read: calibrate the model again.") from error
         if not good:
             raise ModelError("a list of retrieval heads does not fit this model: calibrate the model again.")
-        return cls(heads, weights, calibrated)
+        return cls(heads, weights, calibrated, None if judge is None else Judge.from_dict(judge))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -312,7 +312,7 @@ class DocumentMemory:
         """
         prompt, limit, _ = usual_prompt(self, self._how("recall"), question, history, max_new_tokens, recall)
         with self._adapter.lock:
-            return passages_for(self, prompt, limit, recall)
+            return passages_for(self, prompt, limit, recall).passages
 
     def recall(self, question: str, tokens: int | None = None) -> list[tuple[Span, float]]:
         """Return the passages that a question brings back, best first, without answering it.
@@ -327,8 +327,8 @@ class DocumentMemory:
         self._how("recall")
         check_recall(tokens)
         with self._adapter.lock:
-            passages = self.finder.find(self._form.question(question), question, tokens or self.config.recall)
-        return sorted(self.spans(passages), key=lambda found: -found[1])
+            found = self.finder.find(self._form.question(question), question, tokens or self.config.recall)
+        return sorted(self.spans(found.passages), key=lambda found: -found[1])
 
     def spans(self, passages: Sequence[Passage]) -> list[tuple[Span, float]]:
         """Return the text, page and score of passages, cut at the borders of documents."""

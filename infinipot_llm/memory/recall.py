@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from infinipot_llm.memory.answerable import BY_WORDS, Signs, attention_sign
 from infinipot_llm.memory.scoring import queries, span_scores
 from infinipot_llm.memory.setup import GAP, Setup
 from infinipot_llm.memory.shelf import Shelf
@@ -39,6 +40,9 @@ WORDS_SHARE = 0.3
 WORDS_SHARE_UNCALIBRATED = 2.0
 """The same for a model whose retrieval heads nobody measured, which finds little by attention."""
 
+FITTING = 8
+"""Spans on each side of the best one, in its paragraph, that are looked at for the question's words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -53,6 +57,20 @@ class Passage:
     start: int
     end: int
     score: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is brought back for a question.
+
+    Attributes:
+        passages: In document order.
+        answerable: How likely it is that the documents answer the question (answerable.py); None where everything is
+            brought back, or the question's words do not tell.
+    """
+
+    passages: list[Passage]
+    answerable: float | None = None
 
 
 class Finder:
@@ -79,31 +97,67 @@ class Finder:
         """The words of every span."""
         return Words(self.text, self.spans)
 
-    def find(self, asked: Sequence[int], question: str, budget: int) -> list[Passage]:
+    def find(self, asked: Sequence[int], question: str, budget: int) -> Found:
         """Choose what to bring back for a question.
 
         Args:
             asked: Tokens of the question and of the prompt around it.
             question: Its words.
             budget: Most tokens to bring back.
-
-        Returns:
-            Passages in document order.
         """
         if len(self.shelf) <= budget:
-            return fill(self.spans, self.cuts, torch.zeros(len(self.spans)), budget)
-        return fill(self.spans, self.cuts, self.scores(asked, question).cpu(), budget)
+            return Found(fill(self.spans, self.cuts, torch.zeros(len(self.spans)), budget))
+        heads = self.setup.heads
+        by_head = self.attention(asked)
+        scores = self.combined(by_head, heads.weights, question, calibrated=heads.calibrated)
+        signs = self.signs(by_head, heads.weights, scores, question)
+        judge = heads.judge or BY_WORDS
+        return Found(fill(self.spans, self.cuts, scores.cpu(), budget), None if signs is None else judge(signs))
 
     def scores(self, asked: Sequence[int], question: str) -> Tensor:
-        """Score every span, [M] float32, higher = recall; in standard deviations, before smoothing."""
+        """Score every span, [M] float32, higher = recall."""
+        heads = self.setup.heads
+        return self.combined(self.attention(asked), heads.weights, question, calibrated=heads.calibrated)
+
+    def attention(self, asked: Sequence[int]) -> Tensor:
+        """Score every span by every retrieval head, [n, M] float32."""
         setup = self.setup
         wanted = queries(setup.adapter, setup.prefix, asked, setup.heads)
-        by_head = span_scores(self.shelf, self.null, wanted, self.cuts)  # [n, M]
-        weights = torch.tensor(setup.heads.weights, device=by_head.device)
-        attended = standard(weights @ standard(by_head))
+        return span_scores(self.shelf, self.null, wanted, self.cuts)
+
+    def combined(self, by_head: Tensor, weights: Sequence[float], question: str, *, calibrated: bool) -> Tensor:
+        """Make one score of every span, [M] float32: heads and words in standard deviations, lent to neighbours.
+
+        Args:
+            by_head: [n, M] float32.
+            weights: n, of the heads.
+            question: Its words count as well.
+            calibrated: Whether heads and weights were measured; words count more where they were not.
+        """
+        attended = standard(torch.tensor(weights, device=by_head.device) @ standard(by_head))
         words = standard(torch.from_numpy(self.words.scores(question)).to(attended))
-        share = WORDS_SHARE if setup.heads.calibrated else WORDS_SHARE_UNCALIBRATED
+        share = WORDS_SHARE if calibrated else WORDS_SHARE_UNCALIBRATED
         return smooth(attended + share * words, self.spans.paragraph)
+
+    def signs(self, by_head: Tensor, weights: Sequence[float], scores: Tensor, question: str) -> Signs | None:
+        """Return how well the best passage fits a question; None where its words cannot tell.
+
+        Args:
+            by_head: [n, M] float32.
+            weights: n, of the heads.
+            scores: [M] float32, of every span.
+            question: Its words.
+        """
+        best = int(scores.argmax())
+        number = self.spans.paragraph[best]
+        first, last = np.searchsorted(self.spans.paragraph, (number, number + 1))
+        first, last = max(int(first), best - FITTING), min(int(last), best + FITTING + 1)
+        span = self.text.span(int(self.spans.starts[first]), int(self.spans.starts[last]))  # of one document
+        share = self.words.share(question, span.text)
+        if share is None:
+            return None
+        attended = torch.tensor(weights, device=by_head.device) @ by_head
+        return Signs(attention_sign(attended, len(self.shelf)), share)
 
 
 def smooth(scores: Tensor, paragraph: NDArray[np.int64]) -> Tensor:

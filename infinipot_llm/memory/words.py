@@ -8,6 +8,7 @@ Shapes: `M` spans.
 from __future__ import annotations
 
 import logging
+import math
 import re
 
 import bm25s
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from infinipot_llm.documents.clean import clean
 from infinipot_llm.memory.spans import Spans
 from infinipot_llm.models.text import TokenizedText
+
+MOST_WORDS = 40
+"""A question has no more words; an instruction may."""
 
 _WORD = re.compile(r"[^\W_]+")
 _COMMON = """
@@ -47,6 +51,27 @@ class Words:
         if not words:
             return np.zeros(self._index.scores["num_docs"], dtype=np.float32)
         return np.asarray(self._index.get_scores(words), dtype=np.float32)
+
+    def share(self, question: str, passage: str) -> float | None:
+        """Return which share of a question's words stands in a passage, 0 to 1, rare words counting more.
+
+        None for a question of common words alone, and for more than MOST_WORDS: most of those do not say what is
+        looked for.
+        """
+        words = set(_words(clean(question)))
+        if not words or len(words) > MOST_WORDS:
+            return None
+        weights = {word: self._rarity(word) for word in words}
+        there = set(_words(passage))
+        return sum(weight for word, weight in weights.items() if word in there) / sum(weights.values())
+
+    def _rarity(self, word: str) -> float:
+        """Return the inverse document frequency of a word, as BM25 counts it."""
+        M = int(self._index.scores["num_docs"])
+        ends = self._index.scores["indptr"]
+        number = self._index.vocab_dict.get(word)
+        holding = 0 if number is None else int(ends[number + 1] - ends[number])
+        return math.log(1.0 + (M - holding + 0.5) / (holding + 0.5))
 
 
 def _words(text: str) -> list[str]:

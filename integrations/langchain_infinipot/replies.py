@@ -52,6 +52,7 @@ def metadata(reply: Reply, model: str) -> dict[str, Any]:
             "remembered_tokens": reply.remembered_tokens,
             "recalled_tokens": answer.usage.recalled_tokens,
             "supported": answer.supported,
+            "answerable": answer.answerable,
             "citations": [
                 {
                     "document": c.document,

@@ -13,7 +13,7 @@ from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError
-from infinipot_llm.memory import calibrate as module
+from infinipot_llm.memory import recall
 from infinipot_llm.memory.calibrate import HEADS, Labelled, all_heads, builtin, calibrate, labelled
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
@@ -47,7 +47,7 @@ def test_heads_that_find_the_answer_are_chosen_and_weighted(llm: InfiniPot, monk
             noise[head, span] += lift
         return noise
 
-    monkeypatch.setattr(module, "span_scores", scores)
+    monkeypatch.setattr(recall, "span_scores", scores)
     found = calibrate(memory, QUESTIONS)
     assert len(asked) == found.questions == len(QUESTIONS)
     assert len(found.heads.heads) == min(HEADS, count)
@@ -56,6 +56,10 @@ def test_heads_that_find_the_answer_are_chosen_and_weighted(llm: InfiniPot, monk
     best = sorted(weight, key=lambda h: -weight[h])[:2]
     assert best == [llm.heads.heads[3], llm.heads.heads[11]]
     assert 0.9 <= found.found_after <= 1.0
+    judge = found.heads.judge
+    assert judge is not None
+    assert judge.attention > 0, "what answers is attended to more than what is left when it is hidden"
+    assert judge.words > 0, "each question names a number that stands in its own paragraph alone"
 
 
 def test_a_real_pass_gives_a_list_that_can_be_used(llm: InfiniPot) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infinipot_llm.errors import ModelError
+from infinipot_llm.memory.answerable import Judge
 from infinipot_llm.memory.heads import Heads
 
 GOOD: dict[str, Any] = {"heads": [[2, 5], [0, 1]], "weights": [1.0, 0.25], "calibrated": True}
@@ -18,6 +19,9 @@ def test_a_list_goes_there_and_back_through_json() -> None:
     heads = Heads.from_dict(GOOD, 3, 6)
     assert heads == Heads(((2, 5), (0, 1)), (1.0, 0.25), True)
     assert Heads.from_dict(json.loads(json.dumps(heads.to_dict())), 3, 6) == heads
+    judged = Heads.from_dict({**GOOD, "judge": {"attention": 1, "words": 2.5, "offset": -3.0}}, 3, 6)
+    assert judged.judge == Judge(1.0, 2.5, -3.0)
+    assert Heads.from_dict(json.loads(json.dumps(judged.to_dict())), 3, 6) == judged
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,11 @@ def test_a_list_goes_there_and_back_through_json() -> None:
         {"weights": [1.0, float("inf")]},
         {"weights": ["much", 1.0]},
         {"weights": 3},
+        {"judge": 3},
+        {"judge": {}},
+        {"judge": {"attention": "much", "words": 1.0, "offset": 0.0}},
+        {"judge": {"attention": 1.0, "words": float("nan"), "offset": 0.0}},
+        {"judge": {"attention": 1.0, "words": 1.0, "offset": float("inf")}},
     ],
 )
 def test_a_list_that_does_not_fit_is_refused_in_a_sentence(change: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.memory import recall
 from infinipot_llm.memory.memory import DocumentMemory
-from infinipot_llm.memory.recall import Passage, fill, question_pot, smooth
+from infinipot_llm.memory.recall import Found, Passage, fill, question_pot, smooth
 from infinipot_llm.memory.shelf import Shelf
 from infinipot_llm.memory.spans import Spans
 from infinipot_llm.models.adapter import Adapter
@@ -154,13 +154,14 @@ def test_a_shelf_that_fits_comes_back_whole_and_nothing_is_computed(llm: InfiniP
     handle = llm.adapter.backbone.register_forward_pre_hook(lambda *_: runs.append(1))
     try:
         for budget in (len(memory.text), 10**6):
-            assert memory.finder.find(llm.form.question("Who?"), "Who?", budget) == [Passage(0, len(memory.text), 0.0)]
+            found = memory.finder.find(llm.form.question("Who?"), "Who?", budget)
+            assert found == Found([Passage(0, len(memory.text), 0.0)], None)
         assert not runs
         less = memory.finder.find(llm.form.question("Who?"), "Who?", len(memory.text) - 1)
     finally:
         handle.remove()
     assert runs
-    assert tokens(less) == len(memory.text) - 1
+    assert tokens(less.passages) == len(memory.text) - 1
 
 
 def test_a_bounded_shelf_brings_no_more_than_the_budget(llm: InfiniPot) -> None:
@@ -168,7 +169,7 @@ def test_a_bounded_shelf_brings_no_more_than_the_budget(llm: InfiniPot) -> None:
     finder = bounded.read(Document.from_text(TEXT)).finder
     assert len(finder.shelf) < len(finder.text)
     for budget in (7, len(finder.shelf) - 1, len(finder.shelf)):
-        assert tokens(finder.find(llm.form.question("Who?"), "Who?", budget)) == budget
+        assert tokens(finder.find(llm.form.question("Who?"), "Who?", budget).passages) == budget
 
 
 def test_names_bring_their_passage_back(
@@ -178,7 +179,7 @@ def test_names_bring_their_passage_back(
     monkeypatch.setattr(recall, "WORDS_SHARE", 1e6)
     for name in ("Ada", "Dan", "Hal"):
         question = f"Where is {name}?"
-        passages = memory.finder.find(llm.form.question(question), question, 64)
+        passages = memory.finder.find(llm.form.question(question), question, 64).passages
         assert tokens(passages) == 64
         assert any(name in memory.text.span(*memory.text.per_document(p.start, p.end)[0]).text for p in passages)
 

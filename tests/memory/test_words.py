@@ -11,7 +11,7 @@ from conftest import byte_tokenizer
 
 from infinipot_llm.documents import Document, Page
 from infinipot_llm.memory.spans import Spans, cut
-from infinipot_llm.memory.words import Words, _words
+from infinipot_llm.memory.words import MOST_WORDS, Words, _words
 from infinipot_llm.models.text import TextCodec, TokenizedText
 
 CODEC = TextCodec(byte_tokenizer())
@@ -100,3 +100,26 @@ def test_a_question_is_normalised_as_documents_are() -> None:
     assert plain.max() > 0
     assert words.scores(unicodedata.normalize("NFD", "Müller")).tolist() == plain.tolist()
     assert words.scores("\ud83d Müller").tolist() == plain.tolist()
+
+
+def test_the_share_of_a_questions_words_counts_rare_ones_more() -> None:
+    words = words_of(*LINES)
+
+    def rarity(documents: int) -> float:
+        return math.log(1 + (len(LINES) - documents + 0.5) / (documents + 0.5))
+
+    mill, burned, unknown = rarity(2), rarity(1), rarity(0)
+    question = "When was the MILL burned, Zork?"
+    assert words.share(question, LINES[4]) == pytest.approx(mill / (mill + burned + unknown))
+    assert words.share(question, LINES[0]) == pytest.approx((mill + burned) / (mill + burned + unknown))
+    assert words.share(question, LINES[1]) == 0.0
+    assert words.share("the burned mill", LINES[0]) == 1.0
+
+
+def test_common_words_and_long_instructions_share_nothing_that_could_be_told() -> None:
+    words = words_of(*LINES)
+    assert words.share("What is it?", LINES[0]) is None
+    assert words.share("", LINES[0]) is None
+    many = " ".join(f"word{n}" for n in range(MOST_WORDS))
+    assert words.share(many, LINES[0]) == 0.0
+    assert words.share(f"{many} mill", LINES[0]) is None

@@ -22,6 +22,7 @@ def extra(reply: Reply) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "citations": [asdict(citation) for citation in answer.citations],
         "supported": answer.supported,
+        "answerable": answer.answerable,
         "notes": list(answer.notes),
         "documents": [{"name": d.name, "id": d.id, "pages": d.page_count} for d in reply.documents],
         "read_tokens": reply.read_tokens,
