@@ -88,9 +88,11 @@ class Asked:
         slots = budget + len(self.llm.form.prefix) + ROOM
         return self._read(replace(self.llm.config, budget=slots, policy="streaming", kept=0.9, shelf="off"))
 
-    def _read(self, config: Any, catalyst: Sequence[int] = (0,), reserve: int = ROOM) -> Pot:
+    def _read(self, config: Any, catalyst: Sequence[int] = (0,), reserve: int = ROOM, *, known: bool = False) -> Pot:
         started = time.perf_counter()
-        pot, _ = Reader(self.llm.adapter, config).read(self.text, self.llm.form.prefix, [catalyst], reserve)
+        pot, _ = Reader(self.llm.adapter, config, known=known).read(
+            self.text, self.llm.form.prefix, [catalyst], reserve
+        )
         print(f"read {len(self.text)} tokens in {time.perf_counter() - started:.0f} s", flush=True)
         return pot
 
@@ -185,7 +187,7 @@ class Asked:
             return self._streaming
         if kind == "catalyst":
             asked = self.llm.form.question(ask)
-            return self._read(replace(self.llm.config, shelf="off"), asked, len(asked) + ANSWER_TOKENS)
+            return self._read(replace(self.llm.config, shelf="off"), asked, len(asked) + ANSWER_TOKENS, known=True)
         raise SystemExit(f"unknown arm {arm}")
 
 

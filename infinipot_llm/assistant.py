@@ -329,7 +329,7 @@ class Assistant:
             nonlocal done
             with telling(len(text), progress, options["cancelled"]) as told:
                 reserve = len(prompt.behind) + sampling.max_new_tokens
-                pot, done = Reader(llm.adapter, llm.config).read(
+                pot, done = Reader(llm.adapter, llm.config, known=True).read(
                     text, prompt.before, [looked_for], reserve, progress=told
                 )
             return Ready(pot)

@@ -37,7 +37,8 @@ class PotConfig:
         novelty_share: alpha, the share of the kept slots given to novelty (NuC), the rest going to the catalyst (CaP).
             Paper, section 4: 0.5.
         agreement: Share of the kept slots given to the tokens that the catalyst attends to most in all heads together,
-            so that every head keeps them; taken from the catalyst's part. Paper: none.
+            so that every head keeps them; taken from the catalyst's part. None: 0.25 when the question is known while
+            reading, else 0: what all heads make of a generic question is worth less. Paper: none.
         neighbours: How many document tokens on each side a high score also lifts, so that names and figures are kept
             whole. Paper: none (lone tokens).
         neighbour_weight: What share of its score a token lends to those neighbours. Paper: none.
@@ -71,7 +72,7 @@ class PotConfig:
     budget: int = 4096
     kept: float = 0.5
     novelty_share: float = 0.5
-    agreement: float = 0.25
+    agreement: float | None = None
     neighbours: int = 8
     neighbour_weight: float = 0.9
     sink_tokens: int = 4
@@ -108,7 +109,8 @@ class PotConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BudgetError(f"{name} is {value!r}: give a whole number of at least {least}.")
-        for name in ("kept", "novelty_share", "agreement", "neighbour_weight"):
+        shares = ["novelty_share", "neighbour_weight", *(["agreement"] if self.agreement is not None else [])]
+        for name in ("kept", *shares):
             if not isinstance(getattr(self, name), (int, float)):
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: give a number.")
         if self.catalysts is not None and not (
@@ -119,7 +121,7 @@ class PotConfig:
             )
         if not 0.0 < self.kept < 1.0:
             raise BudgetError(f"kept is {self.kept!r}: give a share between 0 and 1, for example 0.5.")
-        for name in ("novelty_share", "agreement", "neighbour_weight"):
+        for name in shares:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: give a share from 0 to 1.")
         if self.catalyst_reduce not in ("sum", "max"):
@@ -144,6 +146,12 @@ class PotConfig:
             raise BudgetError("catalysts holds an empty question: give at least one, or None for the built-in set.")
         if self.version != VERSION:
             raise BudgetError(f"this PotConfig has version {self.version}, and this release reads version {VERSION}.")
+
+    def agreed(self, known: bool) -> float:
+        """Return `agreement` as it is for a question that is known while reading, or not."""
+        if self.agreement is not None:
+            return self.agreement
+        return 0.25 if known else 0.0
 
     @property
     def left_for_answer(self) -> int:

@@ -174,7 +174,10 @@ class InfiniPot:
 
         def remember_in(scratch: Path | None, **then: Any) -> DocumentMemory:
             with reading_bar(len(text), progress) as told:
-                return remember(self.setup, text, catalysts, reserve, scratch, progress=told, tracer=tracer, **then)
+                return remember(
+                    self.setup, text, catalysts, reserve, scratch,
+                    known=question is not None, progress=told, tracer=tracer, **then,
+                )  # fmt: skip
 
         if config.shelf == "off":
             return remember_in(None)

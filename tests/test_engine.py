@@ -26,7 +26,7 @@ from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.store import STORE_VARIABLE, MemoryStore
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
-from infinipot_llm.pot.reader import ReadStats
+from infinipot_llm.pot.reader import Reader, ReadStats
 
 
 @pytest.fixture
@@ -326,6 +326,22 @@ def test_the_shelf_goes_when_the_process_ends(tmp_path: Path) -> None:
 def test_the_tests_have_a_store_of_their_own() -> None:
     assert "pytest" in os.environ[STORE_VARIABLE]
     assert str(MemoryStore().folder) == os.environ[STORE_VARIABLE]
+
+
+def test_a_reading_knows_whether_its_question_is_known(llm: InfiniPot, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[bool] = []
+    real = Reader.__init__
+
+    def init(self: Reader, *given: Any, **named: Any) -> None:
+        known.append(bool(named.get("known", False)))
+        real(self, *given, **named)
+
+    monkeypatch.setattr(Reader, "__init__", init)
+    generic = llm.read(MILL)
+    llm.read(MILL, question="When did it burn?")
+    llm.extend(generic, ADA)
+    generic.ask("When?", followup="reread")
+    assert known == [False, True, False, True]
 
 
 def test_without_a_shelf_the_question_is_the_catalyst(llm: InfiniPot) -> None:

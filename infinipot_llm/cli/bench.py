@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 GRIDS = {
     "components": (
-        "infinipot",  # catalyst, novelty and agreement
-        "infinipot:agreement=0",  # catalyst and novelty, as in the paper; so are the next four
+        "infinipot",
+        "infinipot:agreement=0",  # catalyst and novelty, as in the paper
         "infinipot:agreement=0:novelty_share=0",  # the catalyst alone
         "infinipot:agreement=0:novelty_share=1",  # novelty alone
         "tova",  # neither: the last token's attention
-        "infinipot:agreement=0:positions=kept",  # without Context-Reset RoPE
+        "infinipot:positions=kept",  # without Context-Reset RoPE
     ),
-    "agreement": tuple(f"infinipot:agreement={share}" for share in ("0", "0.1", "0.25", "0.5")),
     "alpha": tuple(f"infinipot:novelty_share={share}" for share in ("0", "0.25", "0.5", "0.75")),
+    "agreement": tuple(f"infinipot:agreement={share}" for share in ("0", "0.1", "0.25", "0.5")),
     "kept": tuple(f"infinipot:kept={share}" for share in ("0.25", "0.5", "0.75", "0.9")),
     "budget": tuple(f"infinipot:budget={slots}" for slots in (1024, 2048, 4096, 8192)),
     "span": tuple(f"infinipot:neighbours={count}" for count in (0, 4, 8, 16)),
@@ -190,9 +190,11 @@ def plainest(name: str, options: dict[str, Any]) -> str:
 
     from infinipot_llm.evaluation.arms import parse_arm
 
-    arm = parse_arm(name)
+    arm, known = parse_arm(name), not options["hidden"]
     plain = make_config(options, policy=arm.policy)
-    same = replace(plain, **dict(arm.changes)) == plain and not arm.keeps_positions
+    changed = replace(plain, **dict(arm.changes))
+    alike = replace(changed, agreement=changed.agreed(known)) == replace(plain, agreement=plain.agreed(known))
+    same = alike and not arm.keeps_positions
     return arm.policy if same else name
 
 

@@ -31,10 +31,14 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--password", envvar="INFINIPOT_PASSWORD", show_envvar=True, help="Password of an encrypted PDF."),
         click.option("--policy", type=click.Choice(POLICIES), default="infinipot", show_default=True),
         click.option(
-            "--novelty-share", type=float, help="Share of the kept slots that novelty chooses.  [default: 0.5]"
+            "--novelty-share",
+            type=float,
+            help="Share of the kept slots that novelty chooses.  [default: 0.5]",
         ),
         click.option(
-            "--agreement", type=float, help="Share of the kept slots for what all heads want most.  [default: 0.25]"
+            "--agreement",
+            type=float,
+            help="Share of the kept slots for what all heads want most.  [default: 0.25 for a known question, else 0]",
         ),
         click.option("--neighbours", type=int, help="Tokens on each side that a high score also keeps.  [default: 8]"),
         click.option("--kept", type=float, help="Share of the slots that a distillation keeps.  [default: 0.5]"),

@@ -153,7 +153,7 @@ def parse_arm(name: str) -> Arm:
         raise BudgetError(f"the arm {name!r} cannot be: positions=kept is for policies inside the loop.")
     policy = "infinipot" if way == "recall" else way
     config = PotConfig(policy=policy, **changes)  # refuses what can never be
-    needs = make_policy(config).needs
+    needs = make_policy(config, known=True).needs
     asks = needs.catalyst or (own and OWN[way] == "whole" and bool(needs.last_queries or needs.received))
     return Arm(
         name, policy, OWN[way] if own else None, asks and way != "recall", tuple(changes.items()), keeps_positions
@@ -296,7 +296,7 @@ class Examinee:
             config = replace(config, kept=max(1, free - STEP) / free, chunk=min(config.chunk, STEP))
         with adapter.lock:
             pot = absolute_pot(adapter, config.budget, prefix, len(text)) if arm.keeps_positions else None
-            pot, stats = Reader(adapter, config).read(text, prefix, catalysts, reserve, pot=pot)
+            pot, stats = Reader(adapter, config, known=known).read(text, prefix, catalysts, reserve, pot=pot)
         return _State(key, pot, stats)
 
     def _read_whole(

@@ -138,7 +138,9 @@ def _cycles(llm: InfiniPot, arm: Arm, text: TokenizedText, prompt: Prompt, reser
     config: PotConfig = replace(llm.config, policy=arm.policy, **dict(arm.changes))
     cycles: list[Cycle] = []
     with llm.adapter.lock:
-        Reader(llm.adapter, config).read(text, prompt.before, [prompt.behind], reserve, tracer=cycles.append)
+        Reader(llm.adapter, config, known=True).read(
+            text, prompt.before, [prompt.behind], reserve, tracer=cycles.append
+        )
     return cycles
 
 

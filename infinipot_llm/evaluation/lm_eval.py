@@ -295,8 +295,8 @@ class InfiniPotLM(LM):  # type: ignore[misc,unused-ignore]
         """
         arm, llm = self._arm, self._llm
         config = replace(llm.config, policy=arm.policy, **dict(arm.changes))
-        catalyses = make_policy(config).needs.catalyst and arm.own is None and not arm.recalls
         known = arm.wants_question and not self._hidden
+        catalyses = make_policy(config, known=known).needs.catalyst and arm.own is None and not arm.recalls
         lengths: dict[str, tuple[int, int]] = {}  # of a document, and of the longest generic question about it
         slots = []
         for context, prompt, longest in asked:

@@ -98,7 +98,7 @@ def pot_for(
     setup, text = memory.setup, memory.text
     behind = len(prompt.behind) + limit
     if how == "reread":
-        reader = Reader(setup.adapter, memory.config)
+        reader = Reader(setup.adapter, memory.config, known=True)
         return Ready(reader.read(text, prompt.before, [prompt.behind], behind, progress=told)[0])
     given = passages is not None
     found = passages_for(memory, prompt, limit, recall) if passages is None else Found(list(passages))

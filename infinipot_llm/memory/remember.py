@@ -59,6 +59,7 @@ def remember(
     placed: Callable[[Path], Path] | None = None,
     unused: Callable[[], None] | None = None,
     base: DocumentMemory | None = None,
+    known: bool = False,
     progress: Progress | None = None,
     tracer: Tracer | None = None,
 ) -> DocumentMemory:
@@ -73,6 +74,7 @@ def remember(
         placed: Called when it is whole, before anything is read from it; returns where it is to be opened.
         unused: Called when nothing uses the file any more, at the latest when the process ends.
         base: A memory of the beginning of this text, to read on from; it stays as it is.
+        known: Whether the catalyst is the question that will be asked.
         progress: Told after every forward pass.
         tracer: Told about every distillation.
 
@@ -80,7 +82,7 @@ def remember(
         StoreError: The disk has no room, before reading or while at it; nothing is left behind then.
     """
     with setup.adapter.lock:
-        pot, stats, null = _read(setup, text, catalysts, reserve, scratch, base, progress, tracer)
+        pot, stats, null = _read(setup, text, catalysts, reserve, scratch, base, known, progress, tracer)
     if null is None or scratch is None:
         return DocumentMemory(setup, text, stats, pot=pot)
     file = _placed(scratch, placed)
@@ -98,6 +100,7 @@ def _read(
     reserve: int,
     scratch: Path | None,
     base: DocumentMemory | None,
+    known: bool,
     progress: Progress | None,
     tracer: Tracer | None,
 ) -> tuple[Pot, ReadStats, Tensor | None]:
@@ -115,7 +118,7 @@ def _read(
             draft = Draft(scratch)
             most = None if config.shelf_bytes is None else config.shelf_bytes // layout.token_bytes
             writer = ShelfWriter(draft, layout, begin, most, before[0].normal if before else None)
-        pot, stats = Reader(adapter, config).read(
+        pot, stats = Reader(adapter, config, known=known).read(
             text, setup.form.prefix, catalysts, reserve,
             sink=writer, pot=pot, start=begin, progress=progress, tracer=tracer,
         )  # fmt: skip

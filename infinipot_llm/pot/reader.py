@@ -74,12 +74,15 @@ class SpanSink(Protocol):
 
 
 class Reader:
-    """Reads texts into pots, with one model and one configuration."""
+    """Reads texts into pots, with one model and one configuration.
 
-    def __init__(self, adapter: Adapter, config: PotConfig) -> None:
+    `known` says that the catalyst is the very question that will be asked, and no stand-in for questions to come.
+    """
+
+    def __init__(self, adapter: Adapter, config: PotConfig, *, known: bool = False) -> None:
         self.adapter = adapter
         self.config = config
-        self.policy = make_policy(config)
+        self.policy = make_policy(config, known=known)
 
     def read(
         self,

@@ -70,7 +70,7 @@ def test_the_plain_policy_is_what_reading_with_that_configuration_gives(llm: Inf
         config = replace(llm.config, policy=name, shelf="off", max_new_tokens=8)
         text = llm.form.codec.document([Document.from_text(TEXT, name="x")])
         reserve = max(160, len(asked.behind)) + 8
-        pot, stats = Reader(llm.adapter, config).read(text, asked.before, [asked.behind], reserve)
+        pot, stats = Reader(llm.adapter, config, known=True).read(text, asked.before, [asked.behind], reserve)
         assert examinee._state is not None
         assert stats.cycles == examinee._state.stats.cycles > 0
         held, expected = examinee._state.pot.state(), pot.state()

@@ -58,7 +58,15 @@ def test_bad_values_are_refused_naming_the_field(field: str, value: Any) -> None
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("kept", "half"), ("novelty_share", None), ("agreement", "all"), ("catalysts", "Who?"), ("catalysts", (1,))],
+    [
+        ("kept", "half"),
+        ("novelty_share", "half"),
+        ("agreement", "all"),
+        ("kept", None),
+        ("neighbour_weight", None),
+        ("catalysts", "Who?"),
+        ("catalysts", (1,)),
+    ],
 )
 def test_values_of_a_wrong_type_are_refused_naming_the_field(field: str, value: Any) -> None:
     """A configuration comes from files and command lines: no bare TypeError, and no question per letter of a string."""
@@ -76,6 +84,7 @@ def test_values_of_a_wrong_type_are_refused_naming_the_field(field: str, value: 
         ("kept", 1e-9),
         ("kept", 0.999999),
         ("novelty_share", 0.0),
+        ("agreement", None),
         ("novelty_share", 1.0),
         ("agreement", 0.0),
         ("agreement", 1.0),
@@ -93,7 +102,7 @@ CONFIGS = st.builds(
     budget=st.integers(8, 10**6),
     kept=st.floats(0.0, 1.0, exclude_min=True, exclude_max=True),
     novelty_share=st.floats(0.0, 1.0),
-    agreement=st.floats(0.0, 1.0),
+    agreement=st.none() | st.floats(0.0, 1.0),
     neighbours=st.integers(0, 50),
     neighbour_weight=st.floats(0.0, 1.0),
     sink_tokens=st.integers(0, 100),
@@ -125,3 +134,9 @@ def test_an_unknown_field_and_another_version_are_refused() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         PotConfig().budget = 10  # type: ignore[misc]
+
+
+def test_agreement_left_open_depends_on_whether_the_question_is_known() -> None:
+    assert (PotConfig().agreed(True), PotConfig().agreed(False)) == (0.25, 0.0)
+    assert PotConfig(agreement=0.1).agreed(True) == PotConfig(agreement=0.1).agreed(False) == 0.1
+    assert PotConfig(agreement=0.0).agreed(True) == 0.0

@@ -13,6 +13,7 @@ from torch import Tensor
 from infinipot_llm.config import PotConfig
 from infinipot_llm.pot.catalyst import importance
 from infinipot_llm.pot.distill import Cycle, select
+from infinipot_llm.pot.policies import make_policy
 from infinipot_llm.pot.policies.infinipot import InfiniPotPolicy, spread
 from infinipot_llm.pot.pot import PREFIX, Pot
 from infinipot_llm.pot.reader import Reader
@@ -141,8 +142,17 @@ def test_in_between_both_have_a_say(seed: int, held: int, alpha: float) -> None:
 def test_what_has_no_share_costs_nothing() -> None:
     assert InfiniPotPolicy(0.1).needs.novelty
     assert not InfiniPotPolicy(0.0).needs.novelty
-    assert InfiniPotPolicy(1.0).needs.catalyst, "agreement is the catalyst's"
-    assert not InfiniPotPolicy(1.0, agreement=0.0).needs.catalyst
+    assert InfiniPotPolicy(1.0, agreement=0.1).needs.catalyst, "agreement is the catalyst's"
+    assert not InfiniPotPolicy(1.0).needs.catalyst
+
+
+def test_heads_are_to_agree_where_the_question_is_known() -> None:
+    """What all heads make of a generic question is worth less."""
+    known, unknown = make_policy(PotConfig(), known=True), make_policy(PotConfig())
+    assert known == InfiniPotPolicy(0.5, agreement=0.25)
+    assert unknown == InfiniPotPolicy(0.5, agreement=0.0)
+    assert InfiniPotPolicy.from_config(PotConfig()) == unknown
+    assert make_policy(PotConfig(agreement=0.0), known=True) == unknown
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
@@ -217,7 +227,6 @@ def test_agreement_lifts_neighbours_in_the_document_though_a_head_has_dropped_wh
 
 def test_without_agreement_nothing_is_chosen_by_it() -> None:
     given_evidence = scattered(0, 40, 4, 20)
-    assert InfiniPotPolicy(0.5).agreement == PotConfig().agreement
     reasons = InfiniPotPolicy(0.5, 8, 0.9, 0.0).score(given_evidence).reasons
     assert Reason.AGREEMENT not in reasons.unique().tolist()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from infinipot_llm.config import PotConfig
 from infinipot_llm.pot.policies.expected_attention import ExpectedAttentionPolicy
 from infinipot_llm.pot.policies.full import FullPolicy
@@ -32,6 +34,6 @@ POLICIES: dict[str, type[Policy]] = {
 """The same names as config.POLICIES, which the command line reads without loading torch."""
 
 
-def make_policy(config: PotConfig) -> Policy:
-    """Return the policy that `config.policy` names, with the configuration's knobs."""
-    return POLICIES[config.policy].from_config(config)
+def make_policy(config: PotConfig, *, known: bool = False) -> Policy:
+    """Return the policy that `config.policy` names, with the configuration's knobs for a question known or not."""
+    return POLICIES[config.policy].from_config(replace(config, agreement=config.agreed(known)))

@@ -25,7 +25,7 @@ class InfiniPotPolicy:
     novelty_share: float = 0.5
     neighbours: int = 8
     neighbour_weight: float = 0.9
-    agreement: float = 0.25
+    agreement: float = 0.0
 
     @property
     def needs(self) -> Needs:
@@ -34,8 +34,9 @@ class InfiniPotPolicy:
 
     @classmethod
     def from_config(cls, config: PotConfig) -> InfiniPotPolicy:
-        """Take the knobs that concern this policy."""
-        return cls(config.novelty_share, config.neighbours, config.neighbour_weight, config.agreement)
+        """Take the knobs that concern this policy; what is left open is for a question that is not known."""
+        agreement = config.agreed(known=False)
+        return cls(config.novelty_share, config.neighbours, config.neighbour_weight, agreement)
 
     def score(self, evidence: Evidence) -> Scores:
         """Lift what all heads agree on above all others, then the most novel slots; rank the rest by the catalyst.
