@@ -101,7 +101,7 @@ def pot_for(
         reader = Reader(setup.adapter, memory.config, known=True)
         return Ready(reader.read(text, prompt.before, [prompt.behind], behind, progress=told)[0])
     given = passages is not None
-    found = passages_for(memory, prompt, limit, recall) if passages is None else Found(list(passages))
+    found = passages_for(memory, prompt, limit, recall) if passages is None else _given(memory, prompt, passages)
     passages = found.passages
     read = in_order(text, passages, memory.config.recall_order)
     slots = text_slots(setup, text, read)
@@ -139,6 +139,13 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
                 "max_new_tokens, or raise the budget."
             )
     return Found(passages, looked.answerable if prompt.alone else None)
+
+
+def _given(memory: DocumentMemory, prompt: Prompt, passages: Sequence[Passage]) -> Found:
+    """Return passages that somebody has chosen, and whether the documents that they are a part of answer the prompt."""
+    part = memory.shelved is not None and sum(p.end - p.start for p in passages) < len(memory.finder.shelf)
+    judged = part and prompt.alone
+    return Found(list(passages), memory.finder.look(prompt.query, prompt.question)[1] if judged else None)
 
 
 def _slots_read(memory: DocumentMemory, passages: Sequence[Passage]) -> int:

@@ -107,17 +107,20 @@ class Finder:
         """
         if len(self.shelf) <= budget:
             return Found(fill(self.spans, self.cuts, torch.zeros(len(self.spans)), budget))
+        scores, answerable = self.look(asked, question)
+        return Found(fill(self.spans, self.cuts, scores.cpu(), budget), answerable)
+
+    def scores(self, asked: Sequence[int], question: str) -> Tensor:
+        """Score every span, [M] float32, higher = recall."""
+        return self.look(asked, question)[0]
+
+    def look(self, asked: Sequence[int], question: str) -> tuple[Tensor, float | None]:
+        """Return the score of every span, [M] float32, and how likely it is that the question is answered (Found)."""
         heads = self.setup.heads
         by_head = self.attention(asked)
         scores = self.combined(by_head, heads.weights, question, calibrated=heads.calibrated)
         signs = self.signs(by_head, heads.weights, scores, question)
-        judge = heads.judge or BY_WORDS
-        return Found(fill(self.spans, self.cuts, scores.cpu(), budget), None if signs is None else judge(signs))
-
-    def scores(self, asked: Sequence[int], question: str) -> Tensor:
-        """Score every span, [M] float32, higher = recall."""
-        heads = self.setup.heads
-        return self.combined(self.attention(asked), heads.weights, question, calibrated=heads.calibrated)
+        return scores, None if signs is None else (heads.judge or BY_WORDS)(signs)
 
     def attention(self, asked: Sequence[int]) -> Tensor:
         """Score every span by every retrieval head, [n, M] float32."""

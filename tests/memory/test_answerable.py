@@ -22,6 +22,7 @@ from infinipot_llm.engine import InfiniPot
 from infinipot_llm.memory import recall
 from infinipot_llm.memory.answerable import BY_WORDS, USUAL_ROWS, Judge, Signs, attention_sign, fit
 from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.memory.recall import Passage
 from infinipot_llm.models.adapter import Adapter
 
 NAMES = ["Ada", "Ben", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
@@ -38,7 +39,7 @@ finite = st.floats(-20, 20)
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[InfiniPot]:
-    config = PotConfig(budget=400, max_new_tokens=12, question_tokens=40, recall=100, chunk=64)
+    config = PotConfig(budget=900, max_new_tokens=12, question_tokens=40, recall=100, chunk=64)
     with InfiniPot(Adapter(tiny_model("llama")), CODEC, config) as made:
         yield made
 
@@ -145,7 +146,15 @@ def test_nothing_is_judged_where_nothing_was_looked_for(memory: DocumentMemory) 
     assert judged(memory, "What is it?") is None
     assert memory.ask(KNOWN, followup="reuse").answerable is None
     assert memory.ask(KNOWN, followup="reread").answerable is None
-    assert memory.ask(KNOWN, passages=memory.passages(KNOWN)).answerable is None
+    whole = Passage(0, len(memory.text), 0.0)
+    assert memory.ask(KNOWN, passages=[whole], max_new_tokens=1).answerable is None
+
+
+def test_passages_that_somebody_chose_are_of_documents_that_answer_or_not(memory: DocumentMemory) -> None:
+    """A query engine looks for passages first, and answers from them then."""
+    for question in (KNOWN, UNKNOWN):
+        found = memory.ask(question, passages=memory.passages(question)[:1])
+        assert found.answerable == judged(memory, question)
 
 
 # --- the answer ---
