@@ -22,6 +22,9 @@ from infinipot_llm.models.text import TokenizedText
 MOST_WORDS = 40
 """A question has no more words; an instruction may."""
 
+STEM = 4
+"""Letters that a word needs for another ending of it to count."""
+
 _WORD = re.compile(r"[^\W_]+")
 _COMMON = """
 a an and are as at be but by did do does for from has have how if in into is it its no not of on or such that the their
@@ -55,15 +58,16 @@ class Words:
     def share(self, question: str, passage: str) -> float | None:
         """Return which share of a question's words stands in a passage, 0 to 1, rare words counting more.
 
-        None for a question of common words alone, and for more than MOST_WORDS: most of those do not say what is
-        looked for.
+        A word may stand there with another ending: "burn" in "burned". None for a question of common words alone, and
+        for more than MOST_WORDS: most of those do not say what is looked for.
         """
         words = set(_words(clean(question)))
         if not words or len(words) > MOST_WORDS:
             return None
         weights = {word: self._rarity(word) for word in words}
         there = set(_words(passage))
-        return sum(weight for word, weight in weights.items() if word in there) / sum(weights.values())
+        found = sum(weight for word, weight in weights.items() if word in there or _inflected(word, there))
+        return found / sum(weights.values())
 
     def _rarity(self, word: str) -> float:
         """Return the inverse document frequency of a word, as BM25 counts it."""
@@ -72,6 +76,13 @@ class Words:
         number = self._index.vocab_dict.get(word)
         holding = 0 if number is None else int(ends[number + 1] - ends[number])
         return math.log(1.0 + (M - holding + 0.5) / (holding + 0.5))
+
+
+def _inflected(word: str, words: set[str]) -> bool:
+    """Tell whether one of some words begins with this one or is its beginning, four letters at least."""
+    return len(word) >= STEM and any(
+        len(other) >= STEM and (other.startswith(word) or word.startswith(other)) for other in words
+    )
 
 
 def _words(text: str) -> list[str]:

@@ -114,6 +114,8 @@ def test_the_share_of_a_questions_words_counts_rare_ones_more() -> None:
     assert words.share(question, LINES[0]) == pytest.approx((mill + burned) / (mill + burned + unknown))
     assert words.share(question, LINES[1]) == 0.0
     assert words.share("the burned mill", LINES[0]) == 1.0
+    assert words.share("Did mills burn?", LINES[0]) == 1.0, "with other endings"
+    assert words.share("Krol own?", "owner") == 0.0, "too short to be told from another word"
 
 
 def test_common_words_and_long_instructions_share_nothing_that_could_be_told() -> None:
