@@ -61,7 +61,7 @@ def usual_prompt(
         if max_new_tokens < config.max_new_tokens:
             notes.append(f"the limit of the answer is lowered to {max_new_tokens} tokens, which the question leaves.")
     query = form.looked_for(turns, question)
-    return Prompt(form.prefix, tuple(asked), tuple(query), question, alone=not turns), max_new_tokens, notes
+    return Prompt(form.prefix, tuple(asked), tuple(query), question, alone=not history), max_new_tokens, notes
 
 
 def pot_for(

@@ -66,7 +66,7 @@ def test_passages_are_read_as_if_they_were_the_document(llm: InfiniPot, memory: 
 
 def test_the_best_passage_is_read_first_or_all_in_the_order_of_the_text(llm: InfiniPot, memory: DocumentMemory) -> None:
     prompt, limit, _ = usual_prompt(memory, "recall", "Who owned mill number 7?", (), 16, 200)
-    passages = passages_for(memory, prompt, limit, 200)
+    passages = passages_for(memory, prompt, limit, 200).passages
     assert len({p.score for p in passages}) == len(passages) > 1
     read = {}
     for order in ("best", "text"):
