@@ -72,9 +72,9 @@ def test_the_best_passage_is_read_first_or_all_in_the_order_of_the_text(llm: Inf
     for order in ("best", "text"):
         asked = memory.fork()
         asked.setup = replace(memory.setup, config=replace(memory.config, recall_order=order))
-        pot, tokens = pot_for(asked, "recall", prompt, limit, 200)
-        origin = [o for o in pot.origin[0, 0].tolist() if o >= 0]
-        assert tokens == len(origin) == sum(p.end - p.start for p in passages)
+        ready = pot_for(asked, "recall", prompt, limit, 200)
+        origin = [o for o in ready.pot.origin[0, 0].tolist() if o >= 0]
+        assert ready.recalled == len(origin) == sum(p.end - p.start for p in passages)
         starts = [o for n, o in enumerate(origin) if n == 0 or o != origin[n - 1] + 1]
         read[order] = starts
     assert read["text"] == [p.start for p in passages] == sorted(read["text"])
