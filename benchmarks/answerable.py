@@ -103,7 +103,8 @@ def report(documents: dict[str, list[dict[str, Any]]], model: str) -> None:
     }  # fmt: skip
     cal = {kind: [s for s, _ in found] for kind, found in of["cal"].items()}
     fitted = fit(cal["own"], cal["absent"] + cal["hidden"])
-    print(f"fitted on cal: {fitted}")
+    words = {kind: [Signs(0.0, s.words) for s in found] for kind, found in cal.items()}
+    print(f"fitted on cal: {fitted}\nby words alone: {fit(words['own'], words['absent'] + words['hidden'])}")
     shipped = Heads.known(model, lambda: "", 10**6, 10**6).judge
     for title, judge in (("fitted on cal", fitted), ("of the model", shipped), ("by words alone", BY_WORDS)):
         if judge is not None:
