@@ -162,11 +162,14 @@ class Peer:
         measured: Of the last answer, what an `Outcome` has no place for:
             kept: Slots that can be attended to, per layer, on average over heads. A known question's are among them.
             held: Slots that take memory, per layer.
-            base_bytes: Memory before the context was read (RssAnon, or what is allocated on a GPU); None: not known.
+            base_bytes: Memory before the context was read (RssAnon, or what is allocated on a GPU); None: not known,
+                or the context was read for other presses too.
             peak_bytes: Its peak while the context was read, where it was, and the question answered.
     """
 
-    def __init__(self, kvpress: Kvpress, form: PromptForm, config: PotConfig, keep: int | None = None) -> None:
+    def __init__(
+        self, kvpress: Kvpress, form: PromptForm, config: PotConfig, keep: int | None = None, *, share: bool = False
+    ) -> None:
         """Take a running kvpress.
 
         Args:
@@ -174,11 +177,13 @@ class Peer:
             form: Of the model's tokenizer.
             config: What our arms are run with.
             keep: Slots to keep; None: as many as our arms hold when the question is put.
+            share: Read a context once for all presses and questions: the same answers, but no press's time or memory.
         """
         self.kvpress = kvpress
         self.form = form
         self.config = config
         self.keep = keep
+        self.share = share
         self.measured: dict[str, Any] = {}
         self._tokenized: tuple[str, list[int]] = ("", [])
 
@@ -222,6 +227,7 @@ class Peer:
                 "press": re.split("[:+@]", arm.name)[1],
                 "keep": keep,
                 "known": known,
+                "share": self.share,
                 "before": list(prompt.before),
                 "context": ids,
                 "behind": [list(prompt.behind)],

@@ -6,8 +6,8 @@ It runs in an environment of its own (`peers.py env DIR` makes one): kvpress 0.5
 project. Nothing of this project is imported, nothing is fetched. The first line out says what is there; then one line
 follows each line in:
 
-    in   {"press": NAME, "keep": slots, "known": bool, "before": [ids], "context": [ids], "behind": [[ids], ...],
-          "max_new_tokens": n, "stop": [texts]}
+    in   {"press": NAME, "keep": slots, "known": bool, "share": bool, "before": [ids], "context": [ids],
+          "behind": [[ids], ...], "max_new_tokens": n, "stop": [texts]}
     out  {"answers": [{"ids": [...], "ended": bool, "seconds": s}, ...], "read_tokens": n, "compressed": bool,
           "kept": [slots per layer], "held": [slots per layer], "read_seconds": s, "base_bytes": b, "peak_bytes": b}
           or {"error": "why not"}
@@ -21,6 +21,12 @@ Prompts come as token ids, so that they are those of the other arms to the token
   last 64 tokens) ends with the question, TOVA looks from its last token but one, and Finch's window (its delimiter
   stands behind the context) is the question. The question's tokens come on top of `keep`. The last token is then fed
   for the first token of the answer.
+
+* Shared: a press looks at what it has read only after each layer's attention, and changes nothing of what the next
+  layer is given. So `before + context` are read once for all presses and questions; keys, values and each layer's
+  input are kept, a known question is read behind them, and the press is called on the whole as its hook calls it. What
+  is left is what one pass leaves, up to rounding, but it takes no press's time or memory: these are not told (0 and
+  None). KVzip reads in a way of its own, and is not shared.
 
 The first tokens (the system prompt) are no safer from a press than they are in kvpress. Positions go on behind the
 whole prompt, or behind what is left where the press re-rotates its keys. KVzip is told where our context begins; else
@@ -36,6 +42,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import sys
@@ -72,6 +79,9 @@ PRESSES: dict[str, Callable[[], Any]] = {
     "finch": kvpress.FinchPress,
 }
 KNOWN_ONLY = ("finch",)
+SHARED = 4
+"""Contexts that are held for sharing: those asked for last."""
+
 WATCH = 0.01
 """Seconds between two looks at the memory."""
 
@@ -103,6 +113,19 @@ class Reading:
     position: int
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What was read of a prompt without a press.
+
+    Attributes:
+        cache: Keys and values of all tokens.
+        inputs: What each layer's attention was given, [1, T, hidden_size] per layer.
+    """
+
+    cache: DynamicCache
+    inputs: list[torch.Tensor]
+
+
 class Peer:
     """A model that is read under presses."""
 
@@ -122,6 +145,7 @@ class Peer:
         self.heads = int(config.num_key_value_heads)
         self.window = int(config.max_position_embeddings)
         self.last: Reading | None = None
+        self.shared: dict[tuple[int, ...], Whole] = {}
         listed = self.model.generation_config.eos_token_id
         ends = [*(listed if isinstance(listed, list) else [listed]), self.tokenizer.eos_token_id]
         self.ends = {int(i) for i in ends if i is not None}
@@ -147,10 +171,13 @@ class Peer:
         longest = len(read) + max(map(len, feeds)) + int(request["max_new_tokens"])
         if longest > self.window:
             raise PressError(f"prompt and answer take {longest} positions, and the model was trained on {self.window}")
-        key = (name, keep, tuple(read), len(context), request["known"])
+        shares = request["share"] and name != "kvzip"
+        key = (name, keep, tuple(read), len(context), request["known"], shares)
         reading, self.last = self.last, None  # never two of them in memory; none that a failure left half changed
         if reading is not None and reading.key != key:
             reading = None
+        if shares:
+            self._hold(context)
         with watched(self.model.device) as memory:
             started, seconds = time.perf_counter(), 0.0
             if reading is None:
@@ -159,6 +186,8 @@ class Peer:
                 seconds = time.perf_counter() - started
             answers = [self._say(reading, feed, request) for feed in feeds]
         self.last = reading
+        if shares:
+            seconds, memory = 0.0, {"base_bytes": None, "peak_bytes": None}
         return {
             "answers": answers,
             "read_tokens": reading.tokens,
@@ -169,11 +198,64 @@ class Peer:
             **memory,
         }
 
+    def _hold(self, context: list[int]) -> None:
+        """Read a context without a press, if it is not held, and let go of the one asked for longest ago."""
+        key = tuple(context)
+        whole = self.shared.pop(key, None) or self._extended(None, context)
+        self.shared[key] = whole
+        if len(self.shared) > SHARED:
+            del self.shared[next(iter(self.shared))]
+
+    def _extended(self, whole: Whole | None, ids: list[int]) -> Whole:
+        """Return what was read, and more behind it; what is given stays as it is."""
+        cache = DynamicCache() if whole is None else copy.deepcopy(whole.cache)
+        inputs = [] if whole is None else whole.inputs
+        if not ids:
+            return Whole(cache, inputs)
+        given: list[torch.Tensor] = []
+        hooks = [
+            layer.self_attn.register_forward_pre_hook(
+                lambda module, args, kwargs: given.append(kwargs["hidden_states"]), with_kwargs=True
+            )
+            for layer in self.model.model.layers
+        ]
+        try:
+            self.model.model(input_ids=self._tensor(ids), past_key_values=cache)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Whole(cache, [torch.cat([a, b], 1) for a, b in zip(inputs, given, strict=True)] if inputs else given)
+
+    def _pressed(self, press: Any, whole: Whole, question: int) -> DynamicCache:
+        """Call a press on what was read, as its hooks would have been at the end of each layer of one forward pass.
+
+        Args:
+            press: Of kvpress; None: nothing is dropped.
+            whole: What was read; a press may change it.
+            question: Tokens of a known question at its end.
+        """
+        if press is None:
+            return whole.cache
+        if isinstance(press, kvpress.FinchPress):
+            press.delimiter_token_id, press.window_size = -1, question  # what it works out from a delimiter
+        positions = torch.arange(whole.inputs[0].shape[1], device=self.model.device)
+        rotations = self.model.model.rotary_emb(whole.inputs[0], positions[None])
+        with press(self.model):
+            for layer, given in zip(self.model.model.layers, whole.inputs, strict=True):
+                kwargs = {
+                    "hidden_states": given,
+                    "past_key_values": whole.cache,
+                    "cache_position": positions,
+                    "position_embeddings": rotations,
+                }
+                press.forward_hook(layer.self_attn, [], kwargs, [None, None])
+        return whole.cache
+
     def _read(self, key: tuple[Any, ...], keep: int, ids: list[int], before: int, border: int) -> Reading:
         """Forward a prompt under a press, so that exactly `keep` slots per layer are left on average.
 
         Args:
-            key: Of the request; its first item names the press.
+            key: Of the request; its first item names the press, its last says whether the context is held.
             keep: Slots to keep; a prompt that has no more is read without the press.
             ids: The prompt.
             before: Tokens of it before the document.
@@ -189,15 +271,21 @@ class Peer:
             press.compression_ratio = (size - keep + 0.5 / (self.heads * len(self.model.model.layers))) / size
         elif press is not None:
             press.compression_ratio = 1 - (keep + 0.5) / size  # both are rounded down to whole slots
-        if isinstance(press, kvpress.FinchPress):
-            # Any token that the prompt lacks will do: Finch drops its embedding again. So the model stays as it is.
-            used = set(ids)
-            press.delimiter_token_id = next(i for i in range(self.model.config.vocab_size) if i not in used)
-            prompt = [*ids[:border], press.delimiter_token_id, *ids[border:]]
-        with press(self.model) if press is not None else contextlib.nullcontext():
-            if isinstance(press, kvpress.KVzipPress):
-                press.prefix_length = before
-            self.model.model(input_ids=self._tensor(prompt), past_key_values=cache)
+        if key[-1]:
+            for layer in self.model.model.layers:  # kvpress forgets what is masked when it reads from the beginning
+                layer.self_attn.masked_key_indices = None
+            whole = self._extended(self.shared[tuple(ids[:border])], ids[border:])
+            cache = self._pressed(press, whole, size - border)
+        else:
+            if isinstance(press, kvpress.FinchPress):
+                # Any token that the prompt lacks will do: Finch drops its embedding again. So the model stays as it is.
+                used = set(ids)
+                press.delimiter_token_id = next(i for i in range(self.model.config.vocab_size) if i not in used)
+                prompt = [*ids[:border], press.delimiter_token_id, *ids[border:]]
+            with press(self.model) if press is not None else contextlib.nullcontext():
+                if isinstance(press, kvpress.KVzipPress):
+                    press.prefix_length = before
+                self.model.model(input_ids=self._tensor(prompt), past_key_values=cache)
         held = [int(layer.keys.shape[2]) for layer in cache.layers]
         masked = self._masked() or [0] * len(held)
         kept = [slots - hidden / self.heads for slots, hidden in zip(held, masked, strict=True)]

@@ -14,8 +14,9 @@ What is there already is not run again.
 
 A press keeps as many slots per layer as our arms hold when the question is put: the budget less what is reserved for
 question and answer (--keep says another number). It reads the whole context in one forward pass first, so that its
-memory grows with the context whatever it keeps: rows have the peak. How prompts are read, and what is measured, stands
-in kvpress_worker.py.
+memory grows with the context whatever it keeps: rows have the peak. `--share` reads a context once for all presses and
+questions: much sooner done, the same answers, and no times or peaks of reading. How prompts are read, and what is
+measured, stands in kvpress_worker.py.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def compare(setup: Setup, name: str, options: dict[str, Any], cases: Sequence[Ca
             there = ", ".join(kvpress.about["presses"])
             raise click.UsageError(f"there is no press {unknown[0]!r}: choose among {there}.")
         options["out"].mkdir(parents=True, exist_ok=True)
-        with PeerRows(options["out"] / f"{name}.jsonl", Peer(kvpress, setup.form, setup.config, keep)) as rows:
+        peer = Peer(kvpress, setup.form, setup.config, keep, share=options["share"])
+        with PeerRows(options["out"] / f"{name}.jsonl", peer) as rows:
             counts = {case.context: len(setup.form.codec.untrusted(case.context)) for case in cases}
             clock = Clock(plan_readings(cases, arms, rows, setup.settings, hidden=hidden), counts)
             run(rows.peer, cases, arms, rows, settings=setup.settings, hidden=hidden, progress=clock, **how)
@@ -132,6 +134,7 @@ def peer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--base", help="The arm that others are compared with."),
         click.option("--budget", type=int, default=2048, show_default=True),
         click.option("--keep", type=click.IntRange(min=1), help="Slots to keep.  [default: as many as our arms]"),
+        click.option("--share", is_flag=True, help="Read a context once for all presses; no times, no memory."),
         click.option("--presses", help=f"[default: {','.join(PRESSES)}; without --hidden {','.join(PRESSES_KNOWN)}]"),
         click.option("--python", envvar=PYTHON_VARIABLE, show_envvar=True, required=True, help="Which has kvpress."),
     ):

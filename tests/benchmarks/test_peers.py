@@ -248,7 +248,7 @@ def test_one_table_shows_ours_and_theirs(word_model: Path, fake: Callable[..., K
 @pytest.mark.parametrize("command", ["needle", "qa"])
 def test_it_has_no_options_beside_those_of_infinipot_bench_and_its_own(command: str) -> None:
     theirs = {option.name for option in peers.main.commands[command].params}
-    assert theirs - {option.name for option in bench.commands[command].params} == {"keep", "presses", "python"}
+    assert theirs - {option.name for option in bench.commands[command].params} == {"keep", "presses", "python", "share"}
 
 
 def test_an_environment_is_made_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def some_ids(number: int, seed: int) -> list[int]:
 
 def request_of(press: str, *behind: list[int], keep: int = 211, known: bool = False, **more: Any) -> dict[str, Any]:
     values = {"press": press, "keep": keep, "known": known, "behind": list(behind), "max_new_tokens": 12, "stop": []}
-    return {**values, "before": some_ids(20, 1), "context": some_ids(600, 2), **more}
+    return {**values, "share": False, "before": some_ids(20, 1), "context": some_ids(600, 2), **more}
 
 
 def ids_of(answer: dict[str, Any]) -> list[list[int]]:
@@ -323,6 +323,22 @@ def test_exactly_what_was_asked_for_is_kept(real: tuple[Kvpress, PreTrainedModel
             assert sum(found["kept"]) == pytest.approx(keep * 3), press
             assert found["held"] == [620 if press in MASKS else keep] * 3, press
             assert (found["kept"] == [keep] * 3) is (press != "kvzip"), press
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_sharing_what_is_read_changes_no_answer(real: tuple[Kvpress, PreTrainedModel], known: bool) -> None:
+    """Over more contexts than are held, and after presses that mask."""
+    asked = [
+        request_of(press, some_ids(70 if known else 15, 3), known=known, context=some_ids(600, seed))
+        for press in (KNOWN if known else UNKNOWN)
+        for seed in (2, 3, 4, 5, 6, 2)
+    ]
+    alone = [real[0].ask(request) for request in asked]
+    for request, expected in zip(asked, alone, strict=True):
+        shared = real[0].ask({**request, "share": True})
+        assert ids_of(shared) == ids_of(expected), request["press"]
+        assert all(shared[name] == expected[name] for name in ("kept", "held", "compressed", "read_tokens"))
+        assert (shared["peak_bytes"] is None) is (request["press"] != "kvzip")
 
 
 def test_a_known_question_is_kept_on_top(real: tuple[Kvpress, PreTrainedModel]) -> None:
