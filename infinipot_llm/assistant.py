@@ -33,7 +33,7 @@ from infinipot_llm.memory.waiting import awaited, awaited_pieces_and_value, over
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Reader, ReadStats
-from infinipot_llm.stuffed import unstuffed
+from infinipot_llm.stuffed import question_in, unstuffed
 
 How = Literal["plain", "whole", "recall", "reuse", "reread"]
 
@@ -117,7 +117,8 @@ class Assistant:
                 answer's notes say so.
             documents: What it is about; the same content counts once.
             catalyst: What is looked for in the documents; None: the question, behind earlier turns.
-            asked: The question, where the last message of the user holds more (a schema, results of tools).
+            asked: The question, where the last message of the user holds more (a schema, results of tools). None: the
+                message, or what a template announces in it ("Question: ...") where its text was taken for a document.
             max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.
             temperature: 0 decodes greedily.
             top_p: Nucleus, when the temperature is above 0.
@@ -140,7 +141,11 @@ class Assistant:
         llm, form = self.llm, self.llm.form
         limit = max_new_tokens or llm.config.max_new_tokens
         frame = len(form.prefix) + len(form.before_question) + len(form.after_question)
-        talk, stuffed = unstuffed(tidied(messages), self.count_tokens, llm.config.budget - limit - frame)
+        said = tidied(messages)
+        talk, stuffed = unstuffed(said, self.count_tokens, llm.config.budget - limit - frame)
+        framed = talk[-1] != said[-1] and asked is None  # a template's words stand around the question
+        if framed:
+            asked = question_in(talk[-1].text)
         several = _each_once((*documents, *stuffed))
         text = self._tokenised(several)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -150,6 +155,8 @@ class Assistant:
             prompt, limit, whole, options["notes"] = self._fitted(talk, len(text), max_new_tokens, held, asked)
             if catalyst is not None:
                 prompt = replace(prompt, query=tuple(form.question(catalyst)), question=catalyst)
+            elif framed and asked is None:
+                prompt = replace(prompt, alone=False)  # what is asked cannot be told from the words around it
             return prompt, Sampling(limit, temperature, top_p, stops, seed), whole
 
         prompt, sampling, whole = fitted()
@@ -284,6 +291,8 @@ class Assistant:
             )
         left_out = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
         notes = [f"{dropped} earlier {left_out} left out."] if dropped else []
+        if dropped:
+            prompt = replace(prompt, alone=False)  # what the question is about stood in them
         return prompt, limit, whole, notes
 
     def _from_whole(self, text: TokenizedText, prompt: Prompt, sampling: Sampling, options: dict[str, Any]) -> Reply:

@@ -12,7 +12,7 @@ from typing import Any
 
 from infinipot_llm.answering.compose import GoneError
 from infinipot_llm.documents import Document
-from infinipot_llm.documents.document import ID_PREFIX
+from infinipot_llm.documents.document import ID_PREFIX, each_once
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError, MemoryFileError
 from infinipot_llm.memory.joined import joined
@@ -59,12 +59,9 @@ class Collection:
             StoreError: The store cannot be used.
             GoneError: `cancelled` said so.
         """
-        once: dict[str, Document] = {}
-        for document in documents:
-            once.setdefault(document.content_hash, document)
-        if not once:
+        documents = each_once(documents)
+        if not documents:
             raise DocumentError("no document was given: name at least one.")
-        documents = tuple(once.values())
         key = tuple(f"{d.content_hash} {d.name}" for d in documents)
         read = 0
         memories = []

@@ -231,8 +231,8 @@ class InfiniPot:
         """Return what a memory of these documents is kept under in a store, 64 hex digits.
 
         It covers everything that decides what reading leaves behind: the documents' contents, model, tokenizer, prompt,
-        retrieval heads and the settings of reading. The names of documents count where there are several, since the
-        model reads them.
+        which heads retrieve (not what each counts, which is of asking) and the settings of reading. The names of
+        documents count where there are several, since the model reads them.
         """
         names = [d.name for d in documents] if len(documents) > 1 else []
         return self._key([d.content_hash for d in documents], names)
@@ -245,7 +245,7 @@ class InfiniPot:
         asking = {"recall", "recalled", "recall_order", "followup", "chunk"}
         read = {k: v for k, v in self.config.to_dict().items() if k not in asking}
         read["max_new_tokens"] = self.config.left_for_answer
-        parts = [FORMAT, fingerprints(self.adapter, self.form), self.heads.to_dict(), read, hashes, names]
+        parts = [FORMAT, fingerprints(self.adapter, self.form), self.heads.heads, read, hashes, names]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def extend(self, memory: DocumentMemory, more: Document | Sequence[Document]) -> DocumentMemory:

@@ -32,8 +32,19 @@ _QUESTION = re.compile(
 )
 """How templates announce the question."""
 
-ANSWERED = re.compile(r"^[^\S\n]*(?:answer|a)[^\S\n]*:[^\S\n]*\S.*\n\s*\S", re.IGNORECASE | re.MULTILINE)
+_ANSWERED = re.compile(r"^[^\S\n]*(?:answer|a)[^\S\n]*:[^\S\n]*\S.*\n\s*\S", re.IGNORECASE | re.MULTILINE)
 """An answer that is there, and more behind it: the questions before it belong to the text."""
+
+_ANNOUNCED = re.compile(
+    r"^[^\S\n]*(?:(?:user |original )?(?:query|question)|the original query is as follows)[^\S\n]*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""The same, of templates that take nothing else for one."""
+
+_ANSWER = re.compile(r"^[^\S\n]*(?:[a-z]+ ){0,2}answer[^\S\n]*:|^we have provided an existing answer", re.I | re.M)
+"""What stands behind the question."""
+
+_LONGEST_QUESTION = 2000
 
 _ASKS = re.compile(r"[:：?？؟]\s*\Z")
 """How a first line ends that says what to do with the lines behind it."""
@@ -91,6 +102,15 @@ def unstuffed(
     return left, [replace(found[i], name=name) for i, name in zip(sorted(found), names, strict=True)]
 
 
+def question_in(text: str) -> str | None:
+    """Find the question that a template put among its own words; None where there is none to be told."""
+    announced = [match.end() for match in _ANNOUNCED.finditer(text)][-1:]  # the last: a document may ask as well
+    if announced and _ANSWERED.search(text, announced[0]):  # it is a question of the context
+        return None
+    question = _ANSWER.split(text[announced[0] :], maxsplit=1)[0].strip() if announced else ""
+    return question if 0 < len(question) <= _LONGEST_QUESTION else None
+
+
 def _middle(text: str, count: Callable[[str], int]) -> tuple[int, int]:
     """Return where, between a template's own first and last words, the text lies that was put there.
 
@@ -101,7 +121,7 @@ def _middle(text: str, count: Callable[[str], int]) -> tuple[int, int]:
     """
     body = text.rstrip()
     starts = [s for s in (0, *(m.end() for m in _BORDER.finditer(text))) if s < len(body)]
-    answered = max((m.start() for m in ANSWERED.finditer(body)), default=0)
+    answered = max((m.start() for m in _ANSWERED.finditer(body)), default=0)
     announced = [m.start() for m in _QUESTION.finditer(body, answered)][-1:]
     ends = [max(s for s in starts if s <= a) for a in announced] + announced + [starts[-1], body.rfind("\n") + 1]
     end = next((e for e in ends if e > 0 and count(body[e:]) <= MOST_FRAME_TOKENS), len(text))

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from engine_samples import store as store
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import MemoryFileError, QuestionError, StoreError
+from infinipot_llm.memory.answerable import Judge
 from infinipot_llm.memory.heads import Heads
+from infinipot_llm.memory.joined import joined
 from infinipot_llm.memory.store import STORE_VARIABLE, MemoryStore
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
@@ -118,6 +121,20 @@ def test_another_model_heads_or_prompt_reads_again(llm: InfiniPot, store: Memory
             with pytest.raises(MemoryFileError, match="another model"):
                 engine.load(store.get(llm.key([MILL])) or "")
     assert len(store.list()) == 5
+
+
+def test_what_heads_count_is_of_asking(llm: InfiniPot, store: MemoryStore, reads: list[Any]) -> None:
+    """A model that is calibrated again by the same heads reads nothing again, and its memories are judged anew."""
+    llm.read(MILL, store=store)
+    heads = replace(llm.heads, weights=(0.5,) * len(llm.heads.weights), calibrated=True, judge=Judge(1.0, 2.0, 3.0))
+    engine = InfiniPot(llm.adapter, CODEC, CONFIG, heads)
+    found = engine.read(MILL, store=store)
+    assert len(reads) == 1
+    assert found.setup.heads == heads
+    assert joined([found, engine.read(ADA)]).setup.heads == heads
+    assert llm.load(store.get(llm.key([MILL])) or "").setup.heads == llm.heads
+    both = joined([found, llm.read(ADA)])  # read before and after
+    assert both.ask("Who?", citations=False).usage.recalled_tokens > 0
 
 
 def test_other_contents_read_again(llm: InfiniPot, store: MemoryStore, reads: list[Any]) -> None:

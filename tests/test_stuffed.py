@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from infinipot_llm.answering.prompt import Message
 from infinipot_llm.errors import QuestionTooLongError
-from infinipot_llm.stuffed import MOST_FRAME_TOKENS, unstuffed
+from infinipot_llm.stuffed import MOST_FRAME_TOKENS, question_in, unstuffed
 
 CONTEXT = "\n\n".join(f"Mill number {i} stood by the river and was owned by a family." for i in range(300))
 
@@ -128,3 +128,21 @@ def test_what_the_model_said_is_no_document() -> None:
     left, (document,) = unstuffed(talk, words, 500)
     assert document.text == CONTEXT
     assert left[1:] == talk[1:]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("Context information is below.\n---\nQuery: no\n---\nQuery: How high is it?\nAnswer: ", "How high is it?"),
+        ("Context:\ntext\n\nQuestion: How high?\n", "How high?"),
+        ("Question:   two\nlines?  \nHelpful Answer:", "two\nlines?"),
+        ("The original query is as follows: How high?\nWe have provided an existing answer: 3 m", "How high?"),
+        ("Query: How high?\nOriginal Answer: 3 m\nNew Answer: ", "How high?"),
+        ("How high is it?", None),
+        ("In question: nothing.", None),
+        ("Question:", None),
+        ("Question: " + "long " * 500, None),
+    ],
+)
+def test_the_question_in_other_people_s_prompts(prompt: str, question: str | None) -> None:
+    assert question_in(prompt) == question

@@ -123,10 +123,13 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
     Raises:
         QuestionTooLongError: Prompt and answer leave no room for any.
     """
-    room = room_for(memory, prompt, limit)
-    looked = memory.finder.find(prompt.query, prompt.question, min(recall or memory.config.recall, room))
+    room, finder = room_for(memory, prompt, limit), memory.finder
+    budget, reads = min(recall or memory.config.recall, room), memory.config.recalled == "read"
+    if reads and finder.tokens <= budget and (over := _slots_read(memory, finder.everything) - room) > 0:
+        budget = finder.tokens - over  # everything, but for what stands between: then it matters what is left out
+    looked = finder.find(prompt.query, prompt.question, budget)
     passages = looked.passages
-    if memory.config.recalled == "read":
+    if reads:
         # What stands between them takes room as well: the least of them gives way.
         found = bool(passages)
         while passages and (over := _slots_read(memory, passages) - room) > 0:
@@ -161,6 +164,34 @@ def check_recall(tokens: int | None) -> None:
     """
     if tokens is not None and tokens < 1:
         raise QuestionError(f"{tokens} tokens cannot be recalled: give recall a whole number of at least 1.")
+
+
+def check_passages(passages: Sequence[Passage] | None, how: str, tokens: int) -> None:
+    """Refuse passages that cannot be answered from.
+
+    Args:
+        passages: What was given.
+        how: "recall", "reuse" or "reread".
+        tokens: Of the text.
+
+    Raises:
+        QuestionError: There is none, one is not of the text, or the answer does not come from passages.
+    """
+    if passages is None:
+        return
+    if how != "recall":
+        raise QuestionError(
+            f"passages were given, and followup={how!r} answers from something else: leave passages out, or ask a "
+            "memory with a shelf by recall."
+        )
+    if not passages:
+        raise QuestionError("no passage was given to answer from: leave passages out to have them looked for.")
+    for passage in passages:
+        if not 0 <= passage.start < passage.end <= tokens:
+            raise QuestionError(
+                f"[{passage.start}, {passage.end}) is no passage of this text of {tokens} tokens: give what "
+                "`memory.passages` returns."
+            )
 
 
 def check_asked(form: PromptForm, question: str, options: Mapping[str, Any]) -> None:

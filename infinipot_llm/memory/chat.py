@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 from infinipot_llm.answering.answer import Answer
 from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.memory.waiting import overheard, pieces_and_value
 
 Turns = Sequence[tuple[str, str]]
 """Questions and answers, oldest first."""
@@ -30,24 +33,27 @@ class Chat:
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Answer a question in the light of the turns so far; takes the options of DocumentMemory.ask."""
-        answer = self.memory.ask(question, history=self.turns, **options)
-        if answer.finish_reason != "cancelled":
-            self.turns.append((question, answer.text))
-        return answer
+        return self._said(question, self.memory.ask(question, history=self.turns, **options))
 
     async def aask(self, question: str, **options: Any) -> Answer:
         """Answer without blocking the event loop."""
-        answer = await self.memory.aask(question, history=self.turns, **options)
-        self.turns.append((question, answer.text))
-        return answer
+        return self._said(question, await self.memory.aask(question, history=self.turns, **options))
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
         """Yield the answer piece by piece; a turn counts once its answer was read to the end."""
-        said = []
-        for piece in self.memory.stream(question, history=self.turns, **options):
-            said.append(piece)
-            yield piece
-        self.turns.append((question, "".join(said).strip()))
+        asking = overheard(partial(self.memory.ask, question, history=list(self.turns), citations=False), options)
+        with closing(pieces_and_value(asking)) as both:  # type: ignore[type-var]
+            for piece in both:
+                if isinstance(piece, str):
+                    yield piece
+                else:
+                    self._said(question, piece)
+
+    def _said(self, question: str, answer: Answer) -> Answer:
+        """Keep a turn, unless nobody waited for the end of its answer."""
+        if answer.finish_reason != "cancelled":
+            self.turns.append((question, answer.text))
+        return answer
 
     def reset(self) -> None:
         """Forget the turns."""

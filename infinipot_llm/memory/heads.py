@@ -60,9 +60,16 @@ class Heads:
             fingerprint: Tells the model's weights; asked only where something was calibrated on this machine.
             layers: Of the model.
             query_heads: Of the model, per layer.
+
+        Raises:
+            ModelError: The list that was calibrated here is damaged, or does not fit the model.
         """
         if calibrated_folder().is_dir() and (own := calibrated_folder() / f"{fingerprint()}.json").is_file():
-            return cls.from_dict(json.loads(own.read_text(encoding="utf-8")), layers, query_heads)
+            try:
+                values = json.loads(own.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ModelError(f"the retrieval heads in {own} cannot be read: calibrate the model again.") from error
+            return cls.from_dict(values, layers, query_heads)
         file = resources.files("infinipot_llm.memory") / "heads" / f"{model}.json"
         if not re.fullmatch(r"[a-z0-9.-]+", model) or not file.is_file():
             return cls.default(layers, query_heads)

@@ -38,7 +38,7 @@ def joined(memories: Sequence[DocumentMemory]) -> DocumentMemory:
     if len(memories) == 1:
         return first
     for memory in memories:
-        same = memory.setup.adapter is first.setup.adapter and memory.setup.heads == first.setup.heads
+        same = memory.setup.adapter is first.setup.adapter and memory.setup.heads.heads == first.setup.heads.heads
         if not same or memory.config.shelf != first.config.shelf:
             raise MemoryFileError(
                 "these memories were read by different models, or with different shelves: read them with one."

@@ -24,7 +24,15 @@ from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document, Span
 from infinipot_llm.errors import MemoryFileError, QuestionError
 from infinipot_llm.memory import saved
-from infinipot_llm.memory.asking import check_followup, check_recall, passages_for, pot_for, room_for, usual_prompt
+from infinipot_llm.memory.asking import (
+    check_followup,
+    check_passages,
+    check_recall,
+    passages_for,
+    pot_for,
+    room_for,
+    usual_prompt,
+)
 from infinipot_llm.memory.file import MemoryFile
 from infinipot_llm.memory.recall import Finder, Passage
 from infinipot_llm.memory.setup import Setup
@@ -169,7 +177,8 @@ class DocumentMemory:
                 finish_reason "cancelled".
 
         Raises:
-            QuestionError: The question is empty, an option is unknown, or question and answer do not fit.
+            QuestionError: The question is empty, an option is unknown, question and answer do not fit, or passages were
+                given that are not of this text, or to something else than recall.
         """
         how = self._how(followup)
         prompt, limit, notes = usual_prompt(self, how, question, history, max_new_tokens, recall)
@@ -275,6 +284,7 @@ class DocumentMemory:
         """
         how = self._how(followup)
         check_recall(recall)
+        check_passages(passages, how, len(self.text))
         return compose(
             self._adapter, self._form.codec, self.text, self.stats, prompt,
             lambda: pot_for(self, how, prompt, sampling.max_new_tokens, recall, passages, options.get("cancelled")),

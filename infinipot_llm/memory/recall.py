@@ -93,6 +93,21 @@ class Finder:
         return np.searchsorted(self.shelf.tokens, self.spans.starts)
 
     @cached_property
+    def held(self) -> NDArray[np.bool_]:
+        """[M] which spans the shelf holds something of: a bounded one has let go of some."""
+        return np.diff(self.cuts) > 0
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of the spans that can be brought back."""
+        return int(np.diff(self.spans.starts)[self.held].sum())
+
+    @property
+    def everything(self) -> list[Passage]:
+        """All that can be brought back, in document order."""
+        return fill(self.spans, self.cuts, torch.zeros(len(self.spans)), self.tokens)
+
+    @cached_property
     def words(self) -> Words:
         """The words of every span."""
         return Words(self.text, self.spans)
@@ -105,8 +120,8 @@ class Finder:
             question: Its words.
             budget: Most tokens to bring back.
         """
-        if len(self.shelf) <= budget:
-            return Found(fill(self.spans, self.cuts, torch.zeros(len(self.spans)), budget))
+        if self.tokens <= budget:
+            return Found(self.everything)
         scores, answerable = self.look(asked, question)
         return Found(fill(self.spans, self.cuts, scores.cpu(), budget), answerable)
 
@@ -119,6 +134,7 @@ class Finder:
         heads = self.setup.heads
         by_head = self.attention(asked)
         scores = self.combined(by_head, heads.weights, question, calibrated=heads.calibrated)
+        scores[~torch.from_numpy(self.held)] = -torch.inf  # what cannot come back is no sign of an answer
         signs = self.signs(by_head, heads.weights, scores, question)
         return scores, None if signs is None else (heads.judge or BY_WORDS)(signs)
 

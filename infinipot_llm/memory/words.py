@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
-import re
+import unicodedata
 
 import bm25s
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from infinipot_llm.documents.clean import clean
@@ -25,13 +26,21 @@ MOST_WORDS = 40
 STEM = 4
 """Letters that a word needs for another ending of it to count."""
 
-_WORD = re.compile(r"[^\W_]+")
+_WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*")
+"""Marks go with their letters: without them, names of Indic scripts that differ in a vowel are the same."""
+
 _COMMON = """
-a an and are as at be but by did do does for from has have how if in into is it its no not of on or such that the their
-then there these they this to was were what when where which who whom why will with
+a about an and are as at be but by can could did do does for from has have how i if in into is it its me my no not of on
+or our please such tell that the their then there these they this to was we were what when where which who whom why will
+with would you your
 """
 _STOP = frozenset(_COMMON.split())
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_LEFT_OUT = regex.compile(r"[\u0307\u200c\u200d]")
+"""Joiners, which not everybody types, and the dot that is left of a Turkish capital I in lower case."""
+
+_UNSPACED = regex.compile(
+    r"[\p{Hiragana}\p{Katakana}\p{Han}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+)  # Hangul has blanks, but endings without any
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every step at the level of debugging
 
@@ -79,17 +88,26 @@ class Words:
 
 
 def _inflected(word: str, words: set[str]) -> bool:
-    """Tell whether one of some words begins with this one or is its beginning, four letters at least."""
+    """Tell whether one of some words begins with this one or is its beginning, four letters at least.
+
+    Of numbers and names with digits none is another's ending: 5001 says nothing about 50012.
+    """
     return len(word) >= STEM and any(
-        len(other) >= STEM and (other.startswith(word) or word.startswith(other)) for other in words
+        len(other) >= STEM
+        and (other.startswith(word) or word.startswith(other))
+        and not any(letter.isdigit() for letter in word + other)
+        for other in words
     )
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a text, lower-case, without common ones; letter pairs in scripts without blanks."""
+    """Return the words of a text, lower-case, without common ones; letter pairs in scripts without blanks.
+
+    Letters and digits in other widths and shapes (NFKC) are the same ones.
+    """
     found = []
-    for word in _WORD.findall(text.casefold()):
-        if _CJK.search(word) and len(word) > 2:
+    for word in _WORD.findall(_LEFT_OUT.sub("", unicodedata.normalize("NFKC", text).casefold())):
+        if len(word) > 2 and _UNSPACED.search(word):
             found += [word[i : i + 2] for i in range(len(word) - 1)]
         elif word not in _STOP:
             found.append(word)

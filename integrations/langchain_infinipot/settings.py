@@ -246,12 +246,11 @@ class InfiniPotSettings(BaseModel):
     def what_decides(self) -> dict[str, Any]:
         """Return everything that changes an answer, as plain values: for traces, and the key of a response cache."""
         names = ("model", "device", "dtype", "temperature", "top_p", "max_tokens", "stop", "seed", "citations")
-        ready = None if self.assistant is None else repr(getattr(self.assistant, "llm", self.assistant))
         return {
             **{name: getattr(self, name) for name in names},
             **self._pot(),
             "document": signature(self.document),
-            "assistant": ready,
+            "assistant": None if self.assistant is None else _told(self.assistant),
         }
 
     def _pot(self) -> dict[str, Any]:
@@ -265,6 +264,20 @@ class InfiniPotSettings(BaseModel):
         if isinstance(self.store, (str, Path)):
             return MemoryStore(self.store)
         return self.store if isinstance(self.store, MemoryStore) else MemoryStore()
+
+
+def _told(assistant: Any) -> str:
+    """Return what tells a ready assistant from others: settings, weights, tokenizer and prompt, where it has a model.
+
+    Two models of one name, or of none, would else answer from each other's responses.
+    """
+    from infinipot_llm.engine import InfiniPot
+    from infinipot_llm.memory.saved import fingerprints
+
+    llm = getattr(assistant, "llm", None)
+    if not isinstance(llm, InfiniPot):
+        return repr(assistant if llm is None else llm)
+    return f"{llm!r} {' '.join(fingerprints(llm.adapter, llm.form).values())}"
 
 
 NO_TOOLS = (

@@ -19,7 +19,7 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
 )
 from llama_index.core.llms import ChatMessage, TextBlock
-from llama_index.llms.infinipot.blocks import document_of, given, question_in
+from llama_index.llms.infinipot.blocks import document_of, given
 
 from infinipot_llm.answering.prompt import Message
 from infinipot_llm.errors import DocumentError, QuestionError
@@ -168,21 +168,3 @@ def test_a_cache_point_keeps_the_documents_before_it(monkeypatch: pytest.MonkeyP
     read.clear()
     tiny_llm().chat([user(block("Small. One.", "a"), TextBlock(text="?"))])
     assert read == []
-
-
-@pytest.mark.parametrize(
-    ("prompt", "question"),
-    [
-        ("Context information is below.\n---\nQuery: no\n---\nQuery: How high is it?\nAnswer: ", "How high is it?"),
-        ("Context:\ntext\n\nQuestion: How high?\n", "How high?"),
-        ("Question:   two\nlines?  \nHelpful Answer:", "two\nlines?"),
-        ("The original query is as follows: How high?\nWe have provided an existing answer: 3 m", "How high?"),
-        ("Query: How high?\nOriginal Answer: 3 m\nNew Answer: ", "How high?"),
-        ("How high is it?", None),
-        ("In question: nothing.", None),
-        ("Question:", None),
-        ("Question: " + "long " * 500, None),
-    ],
-)
-def test_the_question_in_other_people_s_prompts(prompt: str, question: str | None) -> None:
-    assert question_in(prompt) == question

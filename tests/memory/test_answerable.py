@@ -179,7 +179,19 @@ def test_an_answer_that_says_so_itself_is_not_told_twice(
 
 
 def test_a_cancelled_answer_is_not_doubted(memory: DocumentMemory) -> None:
-    assert memory.ask(UNKNOWN, cancelled=lambda: True).notes == ()
+    asked: list[bool] = []
+
+    def later(least: float = math.inf) -> bool:
+        asked.append(True)
+        return len(asked) >= least
+
+    memory.ask(UNKNOWN, citations=False, cancelled=later)
+    last = len(asked) - 1
+    asked.clear()
+    answer = memory.ask(UNKNOWN, citations=False, cancelled=lambda: later(last))
+    assert answer.finish_reason == "cancelled"
+    assert answer.answerable == judged(memory, UNKNOWN)
+    assert answer.notes == ()
 
 
 def test_a_question_that_earlier_turns_explain_is_not_judged_by_its_own_words(

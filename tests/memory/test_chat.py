@@ -213,6 +213,9 @@ def test_a_cancelled_answer_adds_no_turn(memory: DocumentMemory, said: Said) -> 
 
     asyncio.run(cancel())
     assert chat.turns == []
+    assert asyncio.run(chat.aask("When?", cancelled=lambda: True)).finish_reason == "cancelled"
+    list(chat.stream("When?", cancelled=lambda: True))
+    assert chat.turns == []
 
 
 def test_an_awaited_answer_is_a_turn(memory: DocumentMemory, said: Said) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infinipot_llm.errors import ModelError
+from infinipot_llm.memory import heads as heads_module
 from infinipot_llm.memory.answerable import Judge
 from infinipot_llm.memory.heads import Heads
 
@@ -91,3 +93,13 @@ def test_lists_that_are_shipped_can_be_read() -> None:
         values = json.loads(file.read_text(encoding="utf-8"))
         layers, heads = (1 + max(h[i] for h in values["heads"]) for i in (0, 1))
         assert Heads.from_dict(values, layers, heads).calibrated
+
+
+@pytest.mark.parametrize("content", ["", '{"heads": [[2, 5]', "[]", "\x00"])
+def test_a_damaged_list_of_this_machine_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(heads_module, "calibrated_folder", lambda: tmp_path)
+    (tmp_path / "f00.json").write_text(content)
+    with pytest.raises(ModelError, match="cannot be read: calibrate the model again"):
+        Heads.known("tiny", lambda: "f00", 3, 6)

@@ -116,7 +116,25 @@ def test_what_was_found_can_be_read_in_part(apart: list[DocumentMemory]) -> None
     answer = both.ask("Who moved away?", passages=found[:1])
     assert answer.usage.recalled_tokens == found[0].end - found[0].start
     with pytest.raises(QuestionTooLongError, match="fewer"):
-        both.ask("Who moved away?", passages=[Passage(0, 700, 1.0)])
+        both.ask("Who moved away?", passages=[Passage(0, len(both.text), 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("passages", "how", "words"),
+    [
+        ([], None, "no passage"),
+        ([Passage(3, 3, 0.0)], None, "is no passage of this text"),
+        ([Passage(-1, 3, 0.0)], None, "is no passage of this text"),
+        ([Passage(0, 10**6, 0.0)], None, "is no passage of this text"),
+        ([Passage(0, 9, 0.0)], "reuse", "leave passages out"),
+        ([Passage(0, 9, 0.0)], "reread", "leave passages out"),
+    ],
+)
+def test_passages_that_cannot_be_answered_from_are_refused(
+    apart: list[DocumentMemory], passages: list[Passage], how: str | None, words: str
+) -> None:
+    with pytest.raises(QuestionError, match=words):
+        apart[0].ask("Who moved away?", passages=passages, followup=how)
 
 
 def test_there_is_no_pot_of_all(apart: list[DocumentMemory], tmp_path: Path) -> None:

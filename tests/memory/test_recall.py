@@ -172,6 +172,37 @@ def test_a_bounded_shelf_brings_no_more_than_the_budget(llm: InfiniPot) -> None:
         assert tokens(finder.find(llm.form.question("Who?"), "Who?", budget).passages) == budget
 
 
+def test_of_a_bounded_shelf_the_end_comes_back_as_well(llm: InfiniPot) -> None:
+    """Its spans are more tokens than its rows: that all rows fit does not say that all spans do."""
+    bounded = InfiniPot(llm.adapter, CODEC, PotConfig(**{**llm.config.to_dict(), "shelf_bytes": 60_000}))
+    finder = bounded.read(Document.from_text(TEXT)).finder
+    assert len(finder.shelf) < finder.tokens
+    asked = llm.form.question("Who?")
+    assert not torch.equal(finder.scores(asked, "Who?"), torch.zeros(len(finder.spans)))
+    found = finder.find(asked, "Who?", len(finder.shelf)).passages
+    scores = finder.scores(asked, "Who?")
+    assert found == fill(finder.spans, finder.cuts, scores, len(finder.shelf)), "the best, not the first"
+    assert finder.find(asked, "Who?", finder.tokens).passages == finder.everything
+    assert tokens(finder.everything) == finder.tokens
+
+
+def test_what_is_no_longer_on_the_shelf_is_no_sign_of_an_answer(llm: InfiniPot, memory: DocumentMemory) -> None:
+    whole = memory.finder
+    asked = llm.form.question("Where is Ada?")
+    best = int(whole.scores(asked, "Where is Ada?").argmax())
+    a, b = whole.cuts[best : best + 2]
+    shelf = SimpleNamespace(tokens=np.delete(whole.shelf.tokens, np.s_[a:b]))
+    finder = recall.Finder(memory.setup, memory.text, cast(Shelf, shelf), memory.finder.null)
+    assert finder.held.tolist() == [i != best for i in range(len(whole.spans))]
+    seen: list[Tensor] = []
+    finder.attention = lambda asked: whole.attention(asked)  # type: ignore[method-assign]
+    finder.signs = lambda by_head, weights, scores, question: seen.append(scores)  # type: ignore[method-assign]
+    finder.look(asked, "Where is Ada?")
+    assert int(seen[0].argmax()) != best
+    assert seen[0][best] == -torch.inf
+    assert torch.isfinite(torch.cat([seen[0][:best], seen[0][best + 1 :]])).all()
+
+
 def test_names_bring_their_passage_back(
     llm: InfiniPot, memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

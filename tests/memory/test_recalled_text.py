@@ -15,7 +15,8 @@ from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import BudgetError, MemoryFileError
-from infinipot_llm.memory.asking import passages_for, pot_for, usual_prompt
+from infinipot_llm.memory.asking import passages_for, pot_for, room_for, usual_prompt
+from infinipot_llm.memory.joined import joined
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Passage, in_order, pot_of_text, text_slots
 from infinipot_llm.models.adapter import Adapter
@@ -158,3 +159,20 @@ def test_loading_passages_needs_their_values(llm: InfiniPot, memory: DocumentMem
     loading = InfiniPot(llm.adapter, CODEC, replace(llm.config, shelf="int8", recalled="load"))
     with pytest.raises(MemoryFileError, match="recalled='read'"):
         loading.load(path)
+
+
+def test_where_all_but_the_names_of_documents_fits_the_least_is_left_out(llm: InfiniPot) -> None:
+    """Not the end of the last document, whatever is asked."""
+    several = [Document.from_text(f"Mill {i} was sold by {name} in {1800 + i}.", name="n" * 90 + str(i))
+               for i, name in enumerate(["Ada", "Ben", "Cyd", "Dan"])]  # fmt: skip
+    read = joined([llm.read(document) for document in several])
+    room = room_for(read, usual_prompt(read, "recall", "Dan?", (), 16, 5000)[0], 16)
+    assert len(read.text) < room < text_slots(read.setup, read.text, [Passage(0, len(read.text), 0.0)])
+    for name in ("Ada", "Dan"):
+        question = f"What did {name} sell?"
+        score = read.finder.scores(llm.form.question(question), question)
+        best = int(score.argmax())
+        start, end = read.finder.spans.starts[best : best + 2]
+        passages = read.passages(question, recall=5000, max_new_tokens=16)
+        assert any(p.start <= start and end <= p.end for p in passages), name
+        assert text_slots(read.setup, read.text, passages) <= room

@@ -73,6 +73,35 @@ def test_letters_of_scripts_without_blanks_are_paired() -> None:
     assert int(words.scores("문서").argmax()) == 2
 
 
+def test_marks_belong_to_their_letters() -> None:
+    """Names that differ in a vowel sign alone are two names."""
+    assert _words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    words = words_of("रीमा का जन्म 1903 में हुआ।", "रोमा का जन्म 1950 में हुआ।")
+    assert int(words.scores("रोमा का जन्म कब हुआ?").argmax()) == 1
+    assert words.scores("रीमा")[1] == 0
+    assert _words("தமிழ் மொழி") == ["தமிழ்", "மொழி"]
+    assert _words("می\u200cروم") == _words("میروم"), "joiners that not everybody types"
+
+
+def test_thai_is_written_without_blanks() -> None:
+    words = words_of("เมืองหลวงของไทยคือกรุงเทพ", "แม่น้ำสายนี้ยาวมาก")
+    assert words.scores("กรุงเทพ").argmax() == 0
+    assert words.scores("แม่น้ำ").argmax() == 1
+
+
+def test_letters_in_other_widths_and_cases_are_the_same() -> None:
+    assert _words("２０２１ ＡＢＣ") == ["2021", "abc"]
+    assert _words("İstanbul ISTANBUL") == ["istanbul", "istanbul"]
+
+
+@pytest.mark.parametrize(
+    ("word", "there", "same"),
+    [("burn", "burned", True), ("5001", "50012", False), ("kx2000", "kx2000b", False), ("mil", "mill", False)],
+)
+def test_another_ending_is_one_of_letters(word: str, there: str, same: bool) -> None:
+    assert (words_of("one", "two").share(word, there) == 1.0) is same
+
+
 def test_case_and_common_words() -> None:
     assert _words("The STRASSE and the straße, of_it") == ["strasse", "strasse"]
     assert _words("Élan 3.14 x_y") == ["élan", "3", "14", "x", "y"]

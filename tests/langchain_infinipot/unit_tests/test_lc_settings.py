@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import tiny_model
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ContextOverflowError, LangChainException
 from langchain_core.runnables import ConfigurableField
@@ -13,8 +14,11 @@ from langchain_infinipot import ChatInfiniPot
 from lc_fakes import DOC, QUESTION, FakeAssistant, Sure, chat
 from pydantic import ValidationError
 
+from infinipot_llm import InfiniPot
+from infinipot_llm.assistant import Assistant
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import DocumentError, ModelNotFetchedError, QuestionTooLongError, StoreError
+from infinipot_llm.models.adapter import Adapter
 
 
 def test_documents_are_bound_by_the_constructor_or_by_bind(tmp_path: Path) -> None:
@@ -116,6 +120,17 @@ def test_a_response_cache_tells_documents_of_one_name_apart() -> None:
     assert len(fake.calls) == 2
     chat(fake, cache=llm.cache, max_tokens=3).invoke("Where?", document=DOC)
     assert len(fake.calls) == 3
+
+
+def test_a_response_cache_tells_ready_models_of_one_name_apart(tiny_llm: InfiniPot) -> None:
+    def key(model: InfiniPot) -> str:
+        return ChatInfiniPot(assistant=Assistant(model))._get_llm_string()
+
+    with InfiniPot(Adapter(tiny_model("llama", seed=1)), tiny_llm.form.codec, tiny_llm.config) as other:
+        assert repr(other) == repr(tiny_llm)
+        assert key(other) != key(tiny_llm)
+    with InfiniPot(Adapter(tiny_model("llama")), tiny_llm.form.codec, tiny_llm.config) as same:
+        assert key(same) == key(tiny_llm)
 
 
 def test_what_changes_an_answer_is_in_the_identifying_params() -> None:

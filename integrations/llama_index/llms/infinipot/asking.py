@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
-from llama_index.llms.infinipot.blocks import given, question_in
+from llama_index.llms.infinipot.blocks import given
 from llama_index.llms.infinipot.remembered import from_memory
 
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import QuestionError
+from infinipot_llm.stuffed import question_in
 
 if TYPE_CHECKING:
     from llama_index.llms.infinipot.base import InfiniPotLLM

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import IOBase
@@ -31,7 +30,6 @@ from infinipot_llm.answering.prompt import Message
 from infinipot_llm.documents import Document
 from infinipot_llm.documents.clean import one_line
 from infinipot_llm.errors import DocumentError, QuestionError
-from infinipot_llm.stuffed import ANSWERED
 
 _ROLES: dict[MessageRole, Literal["system", "user", "assistant"]] = {
     MessageRole.SYSTEM: "system",
@@ -44,13 +42,6 @@ _ROLES: dict[MessageRole, Literal["system", "user", "assistant"]] = {
 
 _UNTITLED = "input_document"
 """What LlamaIndex calls a document that was given no title."""
-
-_ANNOUNCED = re.compile(
-    r"^[^\S\n]*(?:(?:user |original )?(?:query|question)|the original query is as follows)[^\S\n]*:",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ANSWER = re.compile(r"^[^\S\n]*(?:[a-z]+ ){0,2}answer[^\S\n]*:|^we have provided an existing answer", re.I | re.M)
-_LONGEST_QUESTION = 2000
 
 
 @dataclass(frozen=True)
@@ -130,15 +121,6 @@ def document_of(block: DocumentBlock, paths: bool | Sequence[str] = False, urls:
             "allow it with InfiniPotLLM(allow_urls=True)."
         )
     return Document.from_bytes(_fetched(block, url), name=title or Path(urlparse(url).path).name[:100] or "document")
-
-
-def question_in(text: str) -> str | None:
-    """Find the question that a template of LlamaIndex put behind the context; None where there is none to be told."""
-    announced = [match.end() for match in _ANNOUNCED.finditer(text)][-1:]  # the last: a document may ask as well
-    if announced and ANSWERED.search(text, announced[0]):  # it is a question of the context
-        return None
-    question = _ANSWER.split(text[announced[0] :], maxsplit=1)[0].strip() if announced else ""
-    return question if 0 < len(question) <= _LONGEST_QUESTION else None
 
 
 def _bytes(data: bytes | IOBase) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infinipot_llm.answering.prompt import Message
@@ -58,7 +59,8 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
     from infinipot_llm.memory.asking import usual_prompt
 
     system, turns, question = _taken_apart(messages)
-    how, passages = how_of(memory, options.get("followup")), options.get("passages")
+    how = how_of(memory, options.get("followup"))
+    passages = options.get("passages") if how == "recall" else None
     told = {k: options[k] for k in _ANSWERING if k in options}
     limit = options.get("max_new_tokens")
     if system is None or how == "reuse":  # the pot was read with the usual prompt
@@ -77,6 +79,7 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
         if dropped := len(turns) - len(kept):
             were = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
             told["notes"] = [f"{dropped} earlier {were} left out."]
+            prompt = replace(prompt, alone=False)  # what it is about stood in them
         before = len(prompt.before)
     stop = options.get("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
