@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,9 @@ def test_models_list(run: Run) -> None:
         ("good.txt", ("--model", "smollm2-135m"), "infinipot models get smollm2-135m"),
         ("good.txt", ("--model", "nobody/nothing"), "infinipot models get nobody/nothing"),
         ("good.txt", ("--model", "."), "config.json"),
+        ("good.txt", ("--model", "models/llama.GGUF"), "is a GGUF file"),
+        ("good.txt", ("--model", "./qwen"), "there is no folder './qwen'"),
+        ("good.txt", ("--model", "a/b/c"), "there is no folder 'a/b/c'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(
@@ -339,3 +343,17 @@ def test_info_lowers_a_budget_that_nobody_asked_for(run: Run, papers: Path, tmp_
     assert (code, "a pot of 1,024 slots" in out) == (0, True)
     code, _, err = run("info", papers / "good.txt", "--model", tmp_path, "--budget", 4096)
     assert (code, "beyond the 1024 positions" in err) == (2, True)
+
+
+def test_a_file_that_is_not_there_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:
+    commands = [["ask", "nothing.pdf", "Why?"], ["chat", "nothing.pdf"]]
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom infinipot_llm.cli import cli\n"
+        f"for command in {commands!r}:\n"
+        "    done = CliRunner().invoke(cli, command)\n"
+        "    print(type(done.exception).__name__, done.exception, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        assert line.endswith(" False"), line
+    assert len(done.stdout.splitlines()) == 2

@@ -76,6 +76,11 @@ def test_read_info_verify_ask_and_chat_on_a_saved_memory(
     assert code == 0
     assert out.count("check it yourself") + out.count("page 1") >= 2, "an answer to each question"
 
+    for option in (("--budget", 700), ("--shelf", "int8"), ("--fresh",), ("--novelty-share", 0.1)):
+        code, out, err = run("ask", saved, "When?", *option)
+        assert (code, out) == (2, "")
+        assert f"read with settings of its own: leave {option[0]} out" in err
+
     whole = bytearray(saved.read_bytes())
     whole[len(whole) // 2] ^= 1
     saved.write_bytes(whole)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from infinipot_llm.cli.opening import find_memory, is_memory, load_documents, load_engine
+from infinipot_llm.cli.opening import check_files, find_memory, is_memory, load_documents, load_engine
 from infinipot_llm.cli.options import (
     answer_options,
     check_sampling,
@@ -53,6 +53,7 @@ def ask(files: tuple[str, ...], question: str | None, listed: Path | None, as_js
         raise click.UsageError('name the files first and then the question, in quotes: infinipot ask FILE "QUESTION"')
     if not question.strip():
         raise QuestionError("the question is empty: ask something about the document.")
+    check_files(files)
     check_sampling(options)
     memory = find_memory(files, options, question)
     answer = say(memory, question, options, quiet=as_json)
@@ -82,6 +83,7 @@ def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: di
     questions = [_question(line.strip()) for line in lines if line.strip()]
     if not questions:
         raise QuestionError(f"{listed} holds no question: write one per line.")
+    check_files(files)
     check_sampling(options)
     memory = find_memory(files, options)
     sampling = {name: options[name] for name in ("temperature", "top_p", "stop", "seed")}
@@ -146,6 +148,7 @@ def chat(files: tuple[str, ...], **options: Any) -> None:
     """Talk about FILES, or about one saved memory: a question per line, until the input ends."""
     if "-" in files:
         raise click.UsageError("questions come from standard input here: name a file.")
+    check_files(files)
     check_sampling(options)
     memory = find_memory(files, options)
     talk = memory.chat()

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from infinipot_llm.memory.store import MemoryStore
 
 
+_OF_READING = ("budget", "kept", "novelty_share", "agreement", "neighbours", "shelf_bytes")
+_USUAL = {"policy": "infinipot", "shelf": "keys", "fresh": False}
+"""Options that say how a document is read: those of a saved memory stand in its file."""
+
+
 def load_documents(files: tuple[str, ...], password: str | None) -> list[Document]:
     """Load every file before anything expensive starts, and report what could not be read of it."""
     from infinipot_llm.documents.document import Document, distinctly_named
@@ -35,6 +40,13 @@ def load_documents(files: tuple[str, ...], password: str | None) -> list[Documen
         for note in loaded[-1].notes:
             click.echo(f"infinipot: note: {loaded[-1].name}: {note}", err=True)
     return list(distinctly_named(loaded))
+
+
+def check_files(files: tuple[str, ...]) -> None:
+    """Refuse files that are not there before the model's libraries are imported, which takes seconds."""
+    for file in files:
+        if file != "-" and not Path(file).exists():
+            load_documents((file,), None)  # says why
 
 
 def load_engine(options: dict[str, Any], config: Any) -> Any:
@@ -77,6 +89,11 @@ def find_memory(files: tuple[str, ...], options: dict[str, Any], question: str |
         from infinipot_llm.models.device import DTYPES
 
         path = Path(files[0])
+        given = [name for name in _OF_READING if options.get(name) is not None]
+        given += [name for name, usual in _USUAL.items() if options[name] != usual]
+        if given:
+            name = given[0].replace("_", "-")
+            raise click.UsageError(f"{path.name} was read with settings of its own: leave --{name} out.")
         if options["model"] is None:
             about = MemoryFile(path).about
             named, dtype = about.get("model"), about.get("dtype")

@@ -14,7 +14,13 @@ from infinipot_llm.models.catalogue import DEFAULT_MODEL
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command that loads a model."""
     for option in (
-        click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto"),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            default="auto",
+            show_default=True,
+            help="auto: bf16 where it is faster, which is tried out on a CPU. A memory belongs to its dtype.",
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
         click.option(
             "--model",
@@ -29,7 +35,13 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a document is read."""
     for option in (
         click.option("--password", envvar="INFINIPOT_PASSWORD", show_envvar=True, help="Password of an encrypted PDF."),
-        click.option("--policy", type=click.Choice(POLICIES), default="infinipot", show_default=True),
+        click.option(
+            "--policy",
+            type=click.Choice(POLICIES),
+            default="infinipot",
+            show_default=True,
+            help="What says which tokens the cache keeps while reading.",
+        ),
         click.option(
             "--novelty-share",
             type=float,
@@ -103,8 +115,8 @@ def make_config(options: dict[str, Any], **more: Any) -> Any:
 
 def check_sampling(options: dict[str, Any]) -> None:
     """Refuse wrong decoding options before a model is loaded and a document read for nothing."""
-    from infinipot_llm.answering.decode import Sampling
-
     if options["seed"] is not None and options["temperature"] == 0:
         raise click.UsageError("--seed has no effect on greedy decoding: give a --temperature above 0 with it.")
+    from infinipot_llm.answering.decode import Sampling
+
     Sampling(options["max_new_tokens"], options["temperature"], options["top_p"], options["stop"], options["seed"])

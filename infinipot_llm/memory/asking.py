@@ -60,6 +60,10 @@ def usual_prompt(
         max_new_tokens = max(1, min(config.max_new_tokens, free))
         if max_new_tokens < config.max_new_tokens:
             notes.append(f"the limit of the answer is lowered to {max_new_tokens} tokens, which the question leaves.")
+    if how == "recall" and recall is not None:
+        left = config.budget - len(form.prefix) - len(asked) - max_new_tokens
+        if left < min(recall, len(memory.text)):
+            notes.append(f"at most {left} tokens are recalled: the budget of {config.budget} has no room for {recall}.")
     query = form.looked_for(turns, question)
     return Prompt(form.prefix, tuple(asked), tuple(query), question, alone=not history), max_new_tokens, notes
 

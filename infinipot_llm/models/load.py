@@ -144,7 +144,11 @@ def find_folder(name: str, download: bool) -> Path:
         if not (path / "config.json").exists():
             raise ModelError(f"the folder {name!r} holds no config.json: give the folder of a saved model.")
         return path
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if name.lower().endswith(".gguf"):
+        raise ModelError(f"{name!r} is a GGUF file: give the folder or hub id of the model that it was made from.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+        raise ModelError(f"there is no folder {name!r}: give the folder of a saved model.")
+    if name.count("/") == 1:
         return _from_hub(name, download)
     return catalogue.model_dir(catalogue.lookup(name).name)  # raises, listing the names that are known
 

@@ -115,6 +115,8 @@ def test_budget_and_recall_are_obeyed(llm: InfiniPot, memory: DocumentMemory) ->
         assert 1 <= answer.usage.recalled_tokens <= min(recall, 600)
         slots = answer.usage.recalled_tokens + answer.usage.question_tokens + len(llm.form.prefix)
         assert slots + llm.config.max_new_tokens <= llm.config.budget
+        lowered = [note for note in answer.notes if "tokens are recalled" in note]
+        assert bool(lowered) is (recall == 5000), "the budget, and not the caller, says how much"
 
 
 def test_the_pot_of_a_question_never_exceeds_the_budget(
