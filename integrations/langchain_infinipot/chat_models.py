@@ -57,7 +57,7 @@ class ChatInfiniPot(InfiniPotSettings, BaseChatModel):
             ]
         )
         answer.text
-        answer.content_blocks[0]["annotations"]  # citations: document, page and quote
+        answer.content_blocks[0].get("annotations", [])  # citations: document, page and quote
         answer.usage_metadata["input_token_details"]  # cache_read: tokens that were not read again
         ```
 
