@@ -287,8 +287,8 @@ class InfiniPot:
         """Read documents and answer a question about them.
 
         With a shelf, they are read for any question and this one is answered by recall; without one, the question is
-        the catalyst while they are read. Without a store they are read anew with every call: to ask more than once, keep
-        what `read` returns, or give a store.
+        the catalyst while they are read. Without a store they are read anew with every call: to ask more than once,
+        keep what `read` returns, or give a store.
 
         Args:
             documents: What to read.
