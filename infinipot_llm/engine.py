@@ -8,7 +8,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ from infinipot_llm.memory.asking import check_asked
 from infinipot_llm.memory.file import FORMAT
 from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.memory import DocumentMemory
-from infinipot_llm.memory.remember import expected_bytes, remember
+from infinipot_llm.memory.remember import MOST_SEGMENTS, expected_bytes, in_one_file, remember
 from infinipot_llm.memory.saved import fingerprints, open_memory
 from infinipot_llm.memory.setup import Setup
 from infinipot_llm.memory.store import MemoryStore
@@ -165,7 +165,7 @@ class InfiniPot:
             catalysts = [form.question(question)]
             reserve = len(catalysts[0]) + (max_new_tokens or config.max_new_tokens)
         else:
-            catalysts, reserve = self._without_question(several)
+            catalysts, reserve = self._without_question(several, config)
         with self.adapter.lock:
             text = form.codec.document(several)
         if not len(text):
@@ -182,7 +182,7 @@ class InfiniPot:
         if config.shelf == "off":
             return remember_in(None)
         if store is None or question is not None:
-            return _unstored(remember_in)
+            return _unstored(remember_in, store)
         key = self.key(several)
         with store.writing(key):
             found = None if fresh else store.get(key)
@@ -221,7 +221,7 @@ class InfiniPot:
             BudgetError: Reading them would fail: the budget has no room.
         """
         tokens = len(self.form.codec.document(tuple(documents)))
-        catalysts, reserve = self._without_question(documents)
+        catalysts, reserve = self._without_question(documents, self.config)
         plan(self.config, self.adapter.window, tokens, len(self.form.prefix), max(map(len, catalysts)), reserve)
         if self.config.shelf == "off":
             return tokens, 0
@@ -248,7 +248,9 @@ class InfiniPot:
         parts = [FORMAT, fingerprints(self.adapter, self.form), self.heads.heads, read, hashes, names]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def extend(self, memory: DocumentMemory, more: Document | Sequence[Document]) -> DocumentMemory:
+    def extend(
+        self, memory: DocumentMemory, more: Document | Sequence[Document], *, store: MemoryStore | None = None
+    ) -> DocumentMemory:
         """Read on: return a memory of the documents so far and of more behind them; the old one stays as it is.
 
         Both share the shelf of what was read before; nothing of it is read again.
@@ -256,6 +258,7 @@ class InfiniPot:
         Args:
             memory: Read by this model.
             more: What comes next: further documents, or the next part of a transcript that grows.
+            store: Whose folder holds what is read now, as long as the new memory lasts; None: the default store's.
 
         Raises:
             DocumentError: There is nothing to read.
@@ -264,7 +267,9 @@ class InfiniPot:
         several = _several(more, memory.documents)
         if memory.setup.adapter is not self.adapter:
             raise MemoryFileError("this memory was read by another model: read on with that one, or read again.")
-        catalysts, reserve = self._without_question((*memory.documents, *several))
+        catalysts, reserve = self._without_question((*memory.documents, *several), memory.config)
+        if memory.shelved is not None and len(memory.shelved.shelf.segments) >= MOST_SEGMENTS:
+            memory = _unstored(partial(in_one_file, memory), store)
 
         with self.adapter.lock:
             text = self.form.codec.document(several, memory.text)
@@ -272,7 +277,7 @@ class InfiniPot:
         def remember_in(scratch: Path | None, **then: Any) -> DocumentMemory:
             return remember(memory.setup, text, catalysts, reserve, scratch, base=memory, **then)
 
-        return remember_in(None) if memory.shelved is None else _unstored(remember_in)
+        return remember_in(None) if memory.shelved is None else _unstored(remember_in, store)
 
     def ask(
         self,
@@ -313,8 +318,11 @@ class InfiniPot:
 
     def generic_questions(self, documents: Sequence[Document]) -> tuple[str, ...]:
         """Return the questions that stand in for unknown ones, in the language of the documents."""
-        if self.config.catalysts is not None:
-            return self.config.catalysts
+        return self._generic(documents, self.config)
+
+    def _generic(self, documents: Sequence[Document], config: PotConfig) -> tuple[str, ...]:
+        if config.catalysts is not None:
+            return config.catalysts
         return GENERIC[dominant_language("\n".join(d.text for d in documents))]
 
     @property
@@ -324,10 +332,10 @@ class InfiniPot:
             self._setup = Setup(self.adapter, self.form, self.heads, self.config, self.name)
         return self._setup
 
-    def _without_question(self, documents: Sequence[Document]) -> tuple[list[list[int]], int]:
+    def _without_question(self, documents: Sequence[Document], config: PotConfig) -> tuple[list[list[int]], int]:
         """Return the catalysts for a reading without a question, and the slots to leave free behind it."""
-        catalysts = [self.form.question(q) for q in self.generic_questions(documents)]
-        return catalysts, len(self.form.question("?")) + self.config.question_tokens + self.config.left_for_answer
+        catalysts = [self.form.question(q) for q in self._generic(documents, config)]
+        return catalysts, len(self.form.question("?")) + config.question_tokens + config.left_for_answer
 
     def close(self) -> None:
         """Give the model back as it was before it was switched to reading through slots."""
@@ -366,9 +374,14 @@ def _several(documents: Document | Sequence[Document], before: tuple[Document, .
     return distinctly_named((*before, *several))[len(before) :]
 
 
-def _unstored(remember_in: Callable[..., DocumentMemory]) -> DocumentMemory:
-    """Read into a file that goes when the memory does; the next process clears what a killed one left."""
-    folder = MemoryStore()
+def _unstored(remember_in: Callable[..., DocumentMemory], store: MemoryStore | None) -> DocumentMemory:
+    """Read into a file that goes when the memory does; the next process clears what a killed one left.
+
+    Args:
+        remember_in: Reads into a file.
+        store: In whose folder; None: the default one's.
+    """
+    folder = store or MemoryStore()
     scratch = folder.scratch(secrets.token_hex(32))
     memory = None
     try:

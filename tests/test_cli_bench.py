@@ -237,6 +237,10 @@ def test_questions_from_end_to_end(run: Run, squad: Path) -> None:
     assert "| qasper | streaming | not seen | 2 |" in out
     assert run(*wanted)[0] == 0
     assert len(rows("qa")) == 8, "other prompts are another run"
+    prompts.write_text(json.dumps({"qasper": "Q: {input} Read: {context}\nAnswer: {input}"}))
+    code, out, err = run(*wanted, "--prompts", prompts, "--hidden")
+    assert (code, out) == (2, "")
+    assert "shows the question while reading" in err
 
 
 def test_parts_of_the_method_one_by_one(run: Run, reciter: type[Reciter], squad: Path) -> None:

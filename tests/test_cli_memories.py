@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,46 @@ def test_info_on_a_strangers_memory_is_a_sentence(run: Run, tmp_path_factory: py
         assert (code == 0) == (number == 0)
         assert err.count("\n") == bool(code)
         assert not set("\x1b\x07") & set(out + err)
+
+
+def test_what_comes_through_a_pipe_is_read_from_its_beginning(
+    run: Run, model_folder: Path, papers: Path, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = (papers / "good.txt").read_bytes()
+    writer = threading.Thread(target=lambda: pipe.write_bytes(text))
+    writer.start()
+    code, _, err = run("ask", pipe, "When?", "--model", model_folder, *ASKED)
+    writer.join()
+    assert code == 0
+    assert "reading 780 tokens" in err
+
+
+def test_reading_is_refused_where_its_result_could_not_be_written(run: Run, papers: Path, tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("One.")
+    code, _, err = run("read", book, "-o", book, "--force")
+    assert code == 2
+    assert "is what is to be read" in err
+    assert book.read_text() == "One."
+    if os.geteuid():  # root may write everywhere
+        (tmp_path / "closed").mkdir(mode=0o500)
+        assert "nothing can be written" in run("read", book, "-o", tmp_path / "closed" / "x.infinipot")[2]
+
+
+def test_recall_that_the_budget_lowers_is_told(run: Run, model_folder: Path, papers: Path) -> None:
+    asked = ("ask", papers / "good.txt", "When?", "--model", model_folder, *ASKED)
+    assert "tokens are recalled" in run(*asked, "--recall", 700)[1]
+    assert "tokens are recalled" not in run(*asked, "--recall", 50)[1]
+
+
+def test_questions_that_are_no_text_are_a_sentence(run: Run, papers: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes(b"\xff\xfe")
+    given = ("--document", papers / "good.txt", "--questions", tmp_path / "q.jsonl")
+    code, _, err = run("calibrate", "smollm2-135m", *given)
+    assert code == 2
+    assert "not UTF-8" in err
 
 
 def test_read_uses_what_the_store_remembers(

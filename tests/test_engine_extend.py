@@ -15,6 +15,7 @@ from engine_samples import llm as llm
 from engine_samples import reads as reads
 from engine_samples import store as store
 
+from infinipot_llm import engine as engine_module
 from infinipot_llm.documents import Document, Page
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError, InfiniPotError
@@ -133,6 +134,40 @@ def test_any_memory_can_be_read_on(llm: InfiniPot, knobs: dict[str, Any]) -> Non
     assert longer.stats.tokens_read == len(longer.text) > len(TEXT)
     assert (longer.shelved is None) == (knobs.get("shelf") == "off")
     assert longer.ask("When?").text == longer.ask("When?").text
+
+
+def test_many_small_parts_hold_few_files(llm: InfiniPot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transcript that grows: its shelf becomes one file now and then, and says the same."""
+    parts = [Document.from_text(f"Part {number}. {MORE}", name=f"part {number}") for number in range(5)]
+    memory = plain = llm.read(MILL)
+    for part in parts:
+        plain = llm.extend(plain, part)
+    monkeypatch.setattr(engine_module, "MOST_SEGMENTS", 3)
+    for part in parts:
+        memory = llm.extend(memory, part)
+        assert memory.shelved is not None
+        assert len(memory.shelved.shelf.segments) <= 3
+    assert plain.shelved is not None
+    assert len(plain.shelved.shelf.segments) == 6
+    assert memory.shelved.shelf.tokens.tolist() == plain.shelved.shelf.tokens.tolist()
+    assert torch.equal(memory.shelved.null, plain.shelved.null)
+    assert torch.equal(memory.pot.origin, plain.pot.origin)
+    assert answers(memory) == answers(plain)
+
+
+def test_reading_on_is_by_the_memorys_settings(llm: InfiniPot, tmp_path: Path) -> None:
+    """A memory that another engine saved is read on with the budget that it was read with."""
+    small = other(llm, max_new_tokens=8, question_tokens=20)
+    loaded = llm.load(small.read(MILL).save(tmp_path / "small.infinipot"))
+    assert small.config.question_tokens < llm.config.question_tokens
+    assert torch.equal(llm.extend(loaded, ADA).pot.origin, small.extend(loaded, ADA).pot.origin)
+
+
+def test_what_is_read_on_stays_in_the_store_that_was_given(llm: InfiniPot, tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path / "disk")
+    for memory in (llm.read(MILL, question="Who?", store=store), llm.extend(llm.read(MILL), ADA, store=store)):
+        assert memory.shelved is not None
+        assert memory.shelved.shelf.segments[-1].file.path.parent == tmp_path / "disk"
 
 
 def test_whatever_is_read_on_is_bounded_by_itself(llm: InfiniPot) -> None:

@@ -86,7 +86,7 @@ def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: di
     check_files(files)
     check_sampling(options)
     memory = find_memory(files, options)
-    sampling = {name: options[name] for name in ("temperature", "top_p", "stop", "seed")}
+    sampling = {name: options[name] for name in ("temperature", "top_p", "stop", "seed", "recall")}
     for start in range(0, len(questions), TOGETHER):
         some = questions[start : start + TOGETHER]
         for question, answer in zip(some, memory.ask_many(some, together=TOGETHER, **sampling), strict=True):
@@ -127,14 +127,19 @@ def read(files: tuple[str, ...], output: Path, force: bool, **options: Any) -> N
 
     What the store remembers of them is not read again.
     """
+    check_files(files)
     if any(map(is_memory, files)):
         raise click.UsageError("a saved memory needs no reading: copy the file, or ask it.")
     if output.exists() and not force:
         raise click.UsageError(f"{output} is there already: give another name, or --force.")
     if not output.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {output.absolute().parent}: make it first.")
+    if any(file != "-" and output.exists() and output.samefile(file) for file in files):
+        raise click.UsageError(f"{output} is what is to be read: give another name.")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise click.UsageError(f"nothing can be written into {output.absolute().parent}: give another folder.")
     memory = find_memory(files, options)
-    memory.save(output)
+    memory.save(output.absolute())  # a name that begins with ~ is one
     click.echo(f"{output}: {remembered(memory)}")
 
 

@@ -222,6 +222,8 @@ def ask(questions: Questions, arms: list[Arm], name: str, options: dict[str, Any
     from infinipot_llm.evaluation.metrics import scores
     from infinipot_llm.evaluation.tasks import TASKS
 
+    if options["hidden"]:
+        questions.check_hidden()
     with open_rows(options["out"], f"{name}.jsonl") as rows:
         llm = load(options, arms, questions.max_new_tokens)
         found = Bench(llm, arms, rows, options, questions.templates).run(

@@ -191,6 +191,15 @@ class Questions:
         self.templates = {name: known.get(name) for name in self._firsts}
         self.max_new_tokens = max(TASKS[name].max_new_tokens for name in self._firsts)
 
+    def check_hidden(self) -> None:
+        """Refuse prompts that show the question before the context, where it is to be hidden while that is read."""
+        for name, template in self.templates.items():
+            if template is not None and "{input}" in template.partition("{context}")[0]:
+                raise click.UsageError(
+                    f"the prompt of {name} has {{input}} before {{context}}, which shows the question while reading: "
+                    "put it behind, or leave out --hidden."
+                )
+
     def prompts(self, llm: InfiniPot) -> Callable[[Case], Prompt]:
         """Return what makes the prompt of a case, tried on one case of each task."""
         from infinipot_llm.evaluation.tasks import TASKS
@@ -237,6 +246,7 @@ class Bench:
             "budget": self.llm.config.budget,
             "config": config,
             "fingerprints": fingerprints(self.llm.adapter, self.llm.form),
+            "heads": self.llm.heads.to_dict(),
             "prompts": self.prompts,
             "release": __version__,
             "sources": sources_digest(),

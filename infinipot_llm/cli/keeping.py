@@ -147,7 +147,11 @@ def calibrate(model: str, document: Path | None, questions: Path | None, device:
         loaded = Document.from_file(document)
         if not questions.is_file():
             raise click.UsageError(f"there is no file {questions}.")
-        asked = labelled(loaded, questions.read_text(encoding="utf-8").splitlines())
+        try:
+            lines = questions.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"{questions} is not UTF-8 text: save it as such.") from error
+        asked = labelled(loaded, lines)
     else:
         loaded, asked = builtin()
     llm = InfiniPot.from_pretrained(model, device=device, dtype=dtype)

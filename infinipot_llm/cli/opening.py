@@ -101,7 +101,7 @@ def find_memory(files: tuple[str, ...], options: dict[str, Any], question: str |
             options = {**options, "model": named if isinstance(named, str) else None}
             if options["dtype"] == "auto" and dtype in DTYPES:
                 options["dtype"] = dtype
-        return load_engine(options, make_config(options)).load(path)
+        return load_engine(options, make_config(options)).load(path.absolute())  # a name that begins with ~ is one
     if any(map(is_memory, files)):
         raise click.UsageError("ask one saved memory at a time, or the documents themselves together.")
     documents = load_documents(files, options["password"])

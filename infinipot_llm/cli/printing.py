@@ -36,6 +36,7 @@ def say(
     answer = memory.ask(
         question,
         history=history,
+        recall=options["recall"],
         temperature=options["temperature"],
         top_p=options["top_p"],
         stop=options["stop"],

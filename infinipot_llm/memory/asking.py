@@ -128,24 +128,17 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
         QuestionTooLongError: Prompt and answer leave no room for any.
     """
     room, finder = room_for(memory, prompt, limit), memory.finder
-    budget, reads = min(recall or memory.config.recall, room), memory.config.recalled == "read"
-    if reads and finder.tokens <= budget and (over := _slots_read(memory, finder.everything) - room) > 0:
-        budget = finder.tokens - over  # everything, but for what stands between: then it matters what is left out
-    looked = finder.find(prompt.query, prompt.question, budget)
-    passages = looked.passages
-    if reads:
-        # What stands between them takes room as well: the least of them gives way.
-        found = bool(passages)
-        while passages and (over := _slots_read(memory, passages) - room) > 0:
-            at = min(range(len(passages)), key=lambda i: passages[i].score)
-            end = passages[at].end - over
-            passages[at : at + 1] = [replace(passages[at], end=end)] if end > passages[at].start else []
-        if found and not passages:
+    budget = min(recall or memory.config.recall, room)
+    if memory.config.recalled == "load":
+        found = finder.find(prompt.query, prompt.question, budget)
+    else:
+        found = finder.find(prompt.query, prompt.question, budget, lambda some: _slots_read(memory, some) <= room)
+        if not found.passages and finder.tokens:
             raise QuestionTooLongError(
                 f"the {room} slots that question and answer leave hold no passage: ask more briefly, lower "
                 "max_new_tokens, or raise the budget."
             )
-    return Found(passages, looked.answerable if prompt.alone else None)
+    return found if prompt.alone else replace(found, answerable=None)
 
 
 def _given(memory: DocumentMemory, prompt: Prompt, passages: Sequence[Passage]) -> Found:

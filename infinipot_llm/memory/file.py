@@ -278,8 +278,10 @@ def beside(target: Path) -> Path:
 
 
 def begins_like_a_memory(path: Path) -> bool:
-    """Tell whether a file begins like a memory; False for one that is not there."""
+    """Tell whether a file begins like a memory; False for one that is not there, and for pipes, which are read once."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             start = file.read(64)
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ Shapes: `n` retrieval heads, `M` spans, `R` rows of the shelf.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,18 +113,30 @@ class Finder:
         """The words of every span."""
         return Words(self.text, self.spans)
 
-    def find(self, asked: Sequence[int], question: str, budget: int) -> Found:
+    def find(
+        self,
+        asked: Sequence[int],
+        question: str,
+        budget: int,
+        fits: Callable[[list[Passage]], bool] = lambda passages: True,
+    ) -> Found:
         """Choose what to bring back for a question.
 
         Args:
             asked: Tokens of the question and of the prompt around it.
             question: Its words.
             budget: Most tokens to bring back.
+            fits: Whether passages fit where they are to go; as many tokens are brought back as do, perhaps none.
         """
-        if self.tokens <= budget:
-            return Found(self.everything)
+        if self.tokens <= budget and fits(everything := self.everything):
+            return Found(everything)
         scores, answerable = self.look(asked, question)
-        return Found(fill(self.spans, self.cuts, scores.cpu(), budget), answerable)
+        scores = scores.cpu()
+        passages = fill(self.spans, self.cuts, scores, budget)
+        if not fits(passages):  # what stands between passages takes room too, and more passages have more of it
+            most = bisect_left(range(budget), True, key=lambda n: not fits(fill(self.spans, self.cuts, scores, n + 1)))
+            passages = fill(self.spans, self.cuts, scores, most)
+        return Found(passages, answerable)
 
     def scores(self, asked: Sequence[int], question: str) -> Tensor:
         """Score every span, [M] float32, higher = recall."""

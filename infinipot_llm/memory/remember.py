@@ -49,6 +49,10 @@ def working_bytes(setup: Setup, tokens: int) -> int:
     return min(most + setup.config.budget * layout.token_bytes, tokens * layout.token_bytes)
 
 
+MOST_SEGMENTS = 32
+"""Segments of a shelf that is read on from: each holds a file open."""
+
+
 def remember(
     setup: Setup,
     text: TokenizedText,
@@ -91,6 +95,26 @@ def remember(
     before = _segments(base)
     shelf = Shelf([*before, Segment(file, setup.layout, setup.adapter.device)])
     return DocumentMemory(setup, text, stats, pot=pot, shelved=Shelved(shelf, null), file=None if before else file)
+
+
+def in_one_file(memory: DocumentMemory, scratch: Path, unused: Callable[[], object]) -> DocumentMemory:
+    """Return the same memory with the segments of its shelf in one file, where each had a file open.
+
+    Args:
+        memory: With a shelf.
+        scratch: Where to write.
+        unused: As in `remember`.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    setup, null = memory.setup, memory.finder.null
+    with setup.adapter.lock:
+        saved.write_whole(memory, scratch)
+    file = MemoryFile(scratch)
+    weakref.finalize(file, unused)
+    shelf = Shelf([Segment(file, setup.layout, setup.adapter.device)])
+    return DocumentMemory(setup, memory.text, memory.stats, pot=memory.pot, shelved=Shelved(shelf, null), file=file)
 
 
 def _read(

@@ -163,6 +163,18 @@ def test_loading_passages_needs_their_values(llm: InfiniPot, memory: DocumentMem
         loading.load(path)
 
 
+def test_of_many_short_documents_as_many_are_brought_back_as_fit(llm: InfiniPot) -> None:
+    """Their names take more than they do."""
+    several = [Document.from_text(f"Mill {i} is sold.", name="n" * 40 + str(i)) for i in range(12)]
+    read = joined([llm.read(document) for document in several])
+    room = room_for(read, usual_prompt(read, "recall", "Mill 7?", (), 16, 5000)[0], 16)
+    everything = text_slots(read.setup, read.text, [Passage(0, len(read.text), 0.0)])
+    assert len(read.text) < room < everything - len(read.text), "less than nothing would be left by what is over"
+    passages = read.passages("Mill 7?", recall=5000, max_new_tokens=16)
+    assert room - 60 < text_slots(read.setup, read.text, passages) <= room
+    assert read.ask("Mill 7?", recall=5000, citations=False).usage.recalled_tokens > 0
+
+
 def test_where_all_but_the_names_of_documents_fits_the_least_is_left_out(llm: InfiniPot) -> None:
     """Not the end of the last document, whatever is asked."""
     several = [Document.from_text(f"Mill {i} was sold by {name} in {1800 + i}.", name="n" * 90 + str(i))
