@@ -10,13 +10,14 @@ not fit is taken for a document too (`stuffed.py`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 from infinipot_llm.answering.answer import Answer
-from infinipot_llm.answering.compose import GoneError, Ready, compose
+from infinipot_llm.answering.compose import Ready, compose
 from infinipot_llm.answering.decode import Sampling
 from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidied
 from infinipot_llm.answering.prompt import Message, Prompt
@@ -24,7 +25,7 @@ from infinipot_llm.collection import Collection, telling
 from infinipot_llm.documents import Document
 from infinipot_llm.documents.document import each_once
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.errors import DocumentError, QuestionError, QuestionTooLongError
+from infinipot_llm.errors import DocumentError, GoneError, QuestionError, QuestionTooLongError
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Passage, pot_of_text
 from infinipot_llm.memory.shelf import SPAN
@@ -128,8 +129,8 @@ class Assistant:
             cancelled: Asked while reading and waiting, and after every token; True ends the answer, with finish_reason
                 "cancelled".
             **options: `citations` (True; whether to look for the passages that the answer rests on), `schema` (a JSON
-                schema that the answer follows, unless it ends with "length"), `on_text` (given the answer piece by
-                piece).
+                schema that the model is told, and that the answer follows, unless it ends with "length"), `on_text`
+                (given the answer piece by piece).
 
         Raises:
             QuestionError: There is no question, it does not fit into the budget, or an option is out of range.
@@ -141,11 +142,17 @@ class Assistant:
         llm, form = self.llm, self.llm.form
         limit = max_new_tokens or llm.config.max_new_tokens
         frame = len(form.prefix) + len(form.before_question) + len(form.after_question)
-        said = tidied(messages)
-        talk, stuffed = unstuffed(said, self.count_tokens, llm.config.budget - limit - frame)
+        said, schema = tidied(messages), options.get("schema")
+        told = "" if schema is None else f"\n\nAnswer with JSON that follows this schema: {json.dumps(schema)}"
+        room = llm.config.budget - limit - frame - self.count_tokens(told)
+        talk, stuffed = unstuffed(said, self.count_tokens, room)
         framed = talk[-1] != said[-1] and asked is None  # a template's words stand around the question
         if framed:
             asked = question_in(talk[-1].text)
+        unclear = framed and asked is None
+        if told:  # decoding follows it anyway, but a model that does not see what is wanted fills its first string
+            asked = talk[-1].text if asked is None else asked
+            talk[-1] = replace(talk[-1], text=talk[-1].text + told)
         several = _each_once((*documents, *stuffed))
         text = self._tokenised(several)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -155,7 +162,7 @@ class Assistant:
             prompt, limit, whole, options["notes"] = self._fitted(talk, len(text), max_new_tokens, held, asked)
             if catalyst is not None:
                 prompt = replace(prompt, query=tuple(form.question(catalyst)), question=catalyst)
-            elif framed and asked is None:
+            elif unclear:
                 prompt = replace(prompt, alone=False)  # what is asked cannot be told from the words around it
             return prompt, Sampling(limit, temperature, top_p, stops, seed), whole
 

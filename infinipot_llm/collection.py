@@ -10,14 +10,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import partial
 from typing import Any
 
-from infinipot_llm.answering.compose import GoneError
 from infinipot_llm.documents import Document
 from infinipot_llm.documents.document import ID_PREFIX, each_once
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.errors import DocumentError, MemoryFileError
+from infinipot_llm.errors import DocumentError, GoneError, MemoryFileError
 from infinipot_llm.memory.joined import joined
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.store import MemoryStore
+from infinipot_llm.memory.waiting import held
 from infinipot_llm.pot.reader import ReadStats
 from infinipot_llm.progress import reading_bar
 
@@ -65,9 +65,9 @@ class Collection:
         key = tuple(f"{d.content_hash} {d.name}" for d in documents)
         read = 0
         memories = []
-        with self._mine(cancelled):
-            if len(documents) > 1 and (held := self._memories.get(key)) is not None:
-                return self._kept(key, held), 0
+        with held(self._reading, cancelled):
+            if len(documents) > 1 and (known := self._memories.get(key)) is not None:
+                return self._kept(key, known), 0
             for document in documents:
                 memory, now = self._one(document, progress, cancelled)
                 read += now
@@ -120,16 +120,6 @@ class Collection:
             while len(self._memories) > MOST_MEMORIES:
                 self._memories.popitem(last=False)
         return memory
-
-    @contextmanager
-    def _mine(self, cancelled: Callable[[], bool] | None) -> Iterator[None]:
-        """Wait until no other thread reads."""
-        while not self._reading.acquire(timeout=0.1):
-            _still_wanted(cancelled)
-        try:
-            yield
-        finally:
-            self._reading.release()
 
     def _turn(self, document: Document, cancelled: Callable[[], bool] | None) -> AbstractContextManager[None]:
         """Wait until no other process reads a document, as InfiniPot.read would without asking `cancelled`."""

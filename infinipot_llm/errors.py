@@ -37,3 +37,7 @@ class MemoryFileError(InfiniPotError):
 
 class StoreError(InfiniPotError):
     """The store of memories cannot be used: a folder that is not ours, a full disk, a remote that does not answer."""
+
+
+class GoneError(Exception):
+    """Whoever asked went away while they waited, or while something was read for the answer; no fault of theirs."""

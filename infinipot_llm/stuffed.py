@@ -75,6 +75,9 @@ def unstuffed(
     found: dict[int, Document] = {}
     while sum(sizes) > room:
         given = [i for i, m in enumerate(left) if i not in found and m.role != "assistant"]
+        rules = [i for i in given if left[i].role == "system"]
+        if sum(sizes[i] for i in {*rules, len(left) - 1}) <= room:  # earlier turns give way before rules
+            given = [i for i in given if i not in rules]
         longest = max(given, key=lambda i: sizes[i], default=-1)
         if longest < 0 or sizes[longest] <= 2 * MOST_FRAME_TOKENS:
             break

@@ -21,9 +21,10 @@ from infinipot_llm.assistant import Assistant, Reply
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document, Page
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.errors import DocumentError, InfiniPotError, QuestionError, QuestionTooLongError
+from infinipot_llm.errors import DocumentError, GoneError, InfiniPotError, QuestionError, QuestionTooLongError
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.store import MemoryStore
+from infinipot_llm.memory.waiting import held
 from infinipot_llm.models import load as load_module
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
@@ -197,6 +198,38 @@ def test_a_templates_words_are_not_the_question(
         assert list(prompt.query) == assistant.llm.form.question(question)
     assert (reply.answer.answerable is None) is (question is None)
     assert "make anything up" in CODEC.tokenizer.decode(prompt.behind), "it is what the model is told all the same"
+
+
+@pytest.mark.parametrize("fields", [1, 30])
+def test_a_schema_does_not_hide_the_question(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch, fields: int
+) -> None:
+    """It is told behind the question, and takes its room, but is no part of what is looked for."""
+    schema = {"type": "object", "properties": {f"f{i}": {"type": "boolean"} for i in range(fields)}}
+    larger = made(assistant.llm.adapter, budget=1800)
+    prompts: list[Prompt] = []
+    real = DocumentMemory.answer
+
+    def noted(memory: DocumentMemory, prompt: Prompt, *rest: Any, **options: Any) -> Answer:
+        prompts.append(prompt)
+        return real(memory, prompt, *rest, **options)
+
+    monkeypatch.setattr(DocumentMemory, "answer", noted)
+    larger.respond([Message("user", f"{LONG.text}\n\nQuestion: Who moved?\nAnswer:")], schema=schema)
+    assert prompts[0].question == "Who moved?"
+    assert json.dumps(schema) in CODEC.tokenizer.decode(prompts[0].behind, clean_up_tokenization_spaces=False)
+    larger.respond([Message("user", "Who moved?")], [LONG], schema=schema)
+    assert prompts[1].question == "Who moved?"
+    assert list(prompts[1].query) == larger.llm.form.question("Who moved?")
+
+
+def test_whoever_has_gone_away_waits_for_no_lock() -> None:
+    lock = threading.Lock()
+    with held(lock, None):
+        assert lock.locked()
+        with pytest.raises(GoneError), held(lock, lambda: True):
+            pass
+    assert not lock.locked()
 
 
 def test_documents_of_one_name_are_told_apart(assistant: Assistant, tmp_path: Path) -> None:

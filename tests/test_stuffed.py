@@ -146,3 +146,15 @@ def test_what_the_model_said_is_no_document() -> None:
 )
 def test_the_question_in_other_people_s_prompts(prompt: str, question: str | None) -> None:
     assert question_in(prompt) == question
+
+
+def test_the_callers_rules_stay_where_earlier_turns_can_give_way() -> None:
+    rules = Message("system", "\n\n".join(f"Rule {i}: never say {i} twice, and be brief." for i in range(80)))
+    turns = [Message(("user", "assistant")[i % 2], "Some words that were said. " * 10) for i in range(20)]
+    asked = Message("user", "Who moved away?")
+    assert words(rules.text) > 2 * MOST_FRAME_TOKENS
+    room = words(rules.text) + words(asked.text) + 50
+    left, found = unstuffed([rules, *turns, asked], words, room)
+    assert (left[0], left[-1], found) == (rules, asked, [])
+    left, found = unstuffed([rules, *turns, asked], words, room - 100)  # too long by themselves: text that was stuffed
+    assert len(found) == 1

@@ -14,7 +14,7 @@ from infinipot_llm.answering.decode import Decoded, OnText, Sampling, decode, en
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.answering.resources import peak_memory_bytes
 from infinipot_llm.answering.together import decode_together
-from infinipot_llm.errors import QuestionError
+from infinipot_llm.errors import GoneError, QuestionError
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec, TokenizedText
 from infinipot_llm.pot.pot import Pot
@@ -25,10 +25,6 @@ DOUBTFUL = 0.2
 
 DOUBT = "No passage of the document matches the question well: it may not tell."
 """What it says then."""
-
-
-class GoneError(Exception):
-    """Whoever asked went away while something was read for the answer."""
 
 
 @dataclass(frozen=True)

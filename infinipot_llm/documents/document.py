@@ -147,7 +147,8 @@ class Document:
             data: The content of a file.
             name: Name of the document.
             password: Password of an encrypted PDF; ignored by files that need none.
-            media_type: What the sender says it is; "application/pdf" counts as the name's ending .pdf does.
+            media_type: What the sender says it is; "application/pdf" counts as the name's ending .pdf does, and with
+                "text/plain" that ending does not count: it is the text of such a file.
 
         Raises:
             DocumentError: If the data are empty, encrypted, damaged, binary or without text.

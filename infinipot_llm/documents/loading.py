@@ -86,10 +86,14 @@ def _extract(data: bytes, shown: str, password: str | None, suffix: str, *, is_p
 def _is_pdf(data: bytes, shown: str, suffix: str, media_type: str | None = None) -> bool:
     """Say whether data are a PDF: they are named one, or said to be one, or look like one.
 
+    What is said to be plain text may be that of a PDF, and bear its name.
+
     Raises:
         DocumentError: They are named or said to be one, and are none.
     """
-    claimed = "named .pdf" if suffix == ".pdf" else "given as application/pdf" * (media_type == "application/pdf")
+    claimed = "given as application/pdf" * (media_type == "application/pdf")
+    if suffix == ".pdf" and media_type != "text/plain":
+        claimed = "named .pdf"
     if claimed and _PDF_MAGIC not in data[:_PDF_HEADER_BYTES]:
         raise DocumentError(
             f"{shown} is {claimed} but is not a PDF: rename it if it is text, or download or export it again."

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from infinipot_llm.answering.compose import GoneError, Ready
+from infinipot_llm.answering.compose import Ready
 from infinipot_llm.answering.decode import Sampling
 from infinipot_llm.answering.prompt import Prompt, PromptForm
 from infinipot_llm.config import FOLLOWUPS
 from infinipot_llm.documents.clean import clean
-from infinipot_llm.errors import QuestionError, QuestionTooLongError
+from infinipot_llm.errors import GoneError, QuestionError, QuestionTooLongError
 from infinipot_llm.memory.recall import Found, Passage, in_order, pot_of_text, question_pot, text_slots
 from infinipot_llm.memory.shelf import SPAN
 from infinipot_llm.pot.reader import Reader, ReadStats
@@ -132,7 +132,7 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
     if memory.config.recalled == "load":
         found = finder.find(prompt.query, prompt.question, budget)
     else:
-        found = finder.find(prompt.query, prompt.question, budget, lambda some: _slots_read(memory, some) <= room)
+        found = finder.find(prompt.query, prompt.question, budget, lambda some: slots_read(memory, some) <= room)
         if not found.passages and finder.tokens:
             raise QuestionTooLongError(
                 f"the {room} slots that question and answer leave hold no passage: ask more briefly, lower "
@@ -148,7 +148,7 @@ def _given(memory: DocumentMemory, prompt: Prompt, passages: Sequence[Passage]) 
     return Found(list(passages), memory.finder.look(prompt.query, prompt.question)[1] if judged else None)
 
 
-def _slots_read(memory: DocumentMemory, passages: Sequence[Passage]) -> int:
+def slots_read(memory: DocumentMemory, passages: Sequence[Passage]) -> int:
     """Return the slots that passages take when they are read in the order of the configuration."""
     return text_slots(memory.setup, memory.text, in_order(memory.text, passages, memory.config.recall_order))
 

@@ -37,7 +37,7 @@ from infinipot_llm.memory.file import MemoryFile
 from infinipot_llm.memory.recall import Finder, Passage
 from infinipot_llm.memory.setup import Setup
 from infinipot_llm.memory.shelf import Shelf
-from infinipot_llm.memory.waiting import awaited, awaited_pieces, overheard, pieces
+from infinipot_llm.memory.waiting import awaited, awaited_pieces, held, overheard, pieces
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import ReadStats
@@ -313,15 +313,22 @@ class DocumentMemory:
         return Chat(self)
 
     def passages(
-        self, question: str, *, history: Turns = (), recall: int | None = None, max_new_tokens: int | None = None
+        self,
+        question: str,
+        *,
+        history: Turns = (),
+        recall: int | None = None,
+        max_new_tokens: int | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> list[Passage]:
         """Return what `ask` would answer from, in document order; takes its options.
 
         Raises:
             QuestionError: The question is empty or too long, or the memory has no shelf.
+            GoneError: `cancelled` said so while the model was not free.
         """
         prompt, limit, _ = usual_prompt(self, self._how("recall"), question, history, max_new_tokens, recall)
-        with self._adapter.lock:
+        with held(self._adapter.lock, cancelled):
             return passages_for(self, prompt, limit, recall).passages
 
     def recall(self, question: str, tokens: int | None = None) -> list[tuple[Span, float]]:

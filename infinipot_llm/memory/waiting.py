@@ -6,8 +6,11 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from infinipot_llm.errors import GoneError
 
 T = TypeVar("T")
 Ask = Callable[..., T]
@@ -115,6 +118,22 @@ async def awaited_pieces(ask: Ask[Any]) -> AsyncIterator[str]:
                 yield piece
     finally:
         await both.aclose()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def held(lock: Any, cancelled: Callable[[], bool] | None) -> Iterator[None]:
+    """Hold a lock; whoever has gone away does not wait for it.
+
+    Raises:
+        GoneError: `cancelled` said so.
+    """
+    while not lock.acquire(timeout=0.1):
+        if cancelled is not None and cancelled():
+            raise GoneError
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Pieces:

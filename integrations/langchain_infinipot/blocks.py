@@ -101,7 +101,7 @@ def read_block(block: dict[str, Any], number: int, limits: Limits) -> Document:
     name = str(given or block.get("filename") or f"document {number}{suffix}")
     if isinstance(text := block.get("text"), str) and block["type"] == "text-plain":
         _check_size(len(text), name, limits)
-        return parsed(text.encode("utf-8", "replace"), name) if text.strip() else _no_text(name)
+        return parsed(text.encode("utf-8", "replace"), name, "text/plain") if text.strip() else _no_text(name)
     if "base64" in block:
         return parsed(_decoded(block["base64"], name, limits), name, media_type)
     # LangChain puts the file id of an Anthropic block into `id`, which is a block's own name otherwise.

@@ -70,7 +70,7 @@ class ChatInfiniPot(InfiniPotSettings, BaseChatModel):
 
     model_config = CONFIG
 
-    streaming: bool = False
+    streaming: bool | None = None
 
     @model_validator(mode="after")
     def _stamp_infinipot(self) -> Self:

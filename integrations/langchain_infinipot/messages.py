@@ -7,9 +7,8 @@ system, human, AI and tool messages --> Message(role, text) ...   what is said, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
@@ -39,19 +38,6 @@ class Request:
     messages: tuple[Message, ...]
     documents: tuple[Document, ...]
     question: str | None = None
-
-    @property
-    def asked(self) -> str:
-        """The last message."""
-        return self.messages[-1].text
-
-    def telling(self, schema: dict[str, Any]) -> Request:
-        """Return the same request with the schema of the answer told to the model.
-
-        Decoding follows it anyway, but a small model that does not see what is wanted fills its first string for ever.
-        """
-        told = f"{self.asked}\n\nAnswer with JSON that follows this schema: {json.dumps(schema)}"
-        return replace(self, messages=(*self.messages[:-1], replace(self.messages[-1], text=told)))
 
 
 def read_messages(
@@ -90,7 +76,8 @@ def read_messages(
         return Request(tuple(said), each_once(documents))
     if question is None or not question.strip():
         raise InvalidRequestError("there is no question: let the messages end with a human message that holds text.")
-    exact = asked_at == len(said) - 1 and said[asked_at].text == question
+    before = next((m.role for m in reversed(said[:asked_at]) if m.role != "system"), None)  # the model gets them as one
+    exact = asked_at == len(said) - 1 and said[asked_at].text == question and before != "user"
     if asked_at != len(said) - 1:  # tool results, or instructions, behind it: the question still comes last
         said.append(said.pop(asked_at))
     return Request(tuple(said), each_once(documents), None if exact else question)

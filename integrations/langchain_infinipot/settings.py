@@ -226,9 +226,6 @@ class InfiniPotSettings(BaseModel):
             limits = self.limits(model)
             request = read_messages(messages, limits, self.bound(limits, **call))
             options["asked"] = request.question
-            if options["schema"] is not None:
-                options["asked"] = request.question or request.asked
-                request = request.telling(options["schema"])
             return Prepared(self.engine(model), request, options, model or self.model)
 
     def limits(self, model: str | None = None) -> Limits:

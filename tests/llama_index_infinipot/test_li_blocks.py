@@ -17,6 +17,7 @@ from llama_index.core.base.llms.types import (
     ImageBlock,
     MessageRole,
     ThinkingBlock,
+    ToolCallBlock,
 )
 from llama_index.core.llms import ChatMessage, TextBlock
 from llama_index.llms.infinipot.blocks import document_of, given
@@ -168,3 +169,9 @@ def test_a_cache_point_keeps_the_documents_before_it(monkeypatch: pytest.MonkeyP
     read.clear()
     tiny_llm().chat([user(block("Small. One.", "a"), TextBlock(text="?"))])
     assert read == []
+
+
+def test_tools_that_another_model_called_are_told() -> None:
+    block = ToolCallBlock(tool_name="search", tool_kwargs={"query": "mill"})
+    message = ChatMessage(role="assistant", blocks=[TextBlock(text="Let me look."), block])
+    assert given([message]).messages[0].text == "Let me look.\n[calls search with {'query': 'mill'}]"

@@ -202,3 +202,13 @@ def test_the_other_modes_are_llama_index_s_own(index: InfiniPotIndex) -> None:
     condensed = index.as_chat_engine(ChatMode.CONDENSE_QUESTION)
     assert isinstance(condensed, CondenseQuestionChatEngine)
     assert condensed.chat("Which mill?").response
+    history = [ChatMessage(content="Hello"), ChatMessage(role="assistant", content="Hello.")]
+    condensed = index.as_chat_engine(ChatMode.CONDENSE_QUESTION, chat_history=history, followup="recall", recall=60)
+    assert condensed.chat_history == history
+    kept = ChatMemoryBuffer.from_defaults(token_limit=500)
+    both = index.as_chat_engine(
+        ChatMode.CONDENSE_PLUS_CONTEXT, memory=kept, system_prompt="Be brief.", similarity_top_k=2
+    )
+    assert both.chat("Which mill?").response
+    simple = index.as_chat_engine(ChatMode.SIMPLE, system_prompt="Be brief.")
+    assert simple._prefix_messages[0].content == "Be brief."

@@ -171,6 +171,37 @@ def test_refresh_with_some_pages_of_a_file() -> None:
     assert index.document(MILL).text == "Page 1.\n\nPage 2."
 
 
+def test_a_file_that_got_shorter_loses_its_pages_whatever_their_ids_are() -> None:
+    def pages(version: int, number: int) -> list[Document]:
+        made = [page(i, f"Page {i}, version {version}.", total_pages=number) for i in range(1, number + 1)]
+        for i, one in enumerate(made):
+            one.id_ = f"{MILL}_part_{i}"  # as SimpleDirectoryReader(filename_as_id=True) has it
+        return made
+
+    index = InfiniPotIndex.from_documents(pages(1, 5), llm=tiny_llm(), lazy=True)
+    index.refresh_ref_docs(pages(2, 3))
+    assert index.document(MILL).text == "Page 1, version 2.\n\nPage 2, version 2.\n\nPage 3, version 2."
+
+
+def test_the_text_of_another_index_stays_where_it_is() -> None:
+    context = StorageContext.from_defaults()
+    first = InfiniPotIndex.from_documents([page(1, "One.")], llm=tiny_llm(), lazy=True, storage_context=context)
+    other = InfiniPotIndex.from_documents([page(1, "One.")], llm=tiny_llm(), lazy=True, storage_context=context)
+    other.refresh_ref_docs([page(1, "Two.")])
+    assert first.as_retriever().retrieve("What?")[0].node.text == "One."
+    assert other.as_retriever().retrieve("What?")[0].node.text == "Two."
+    other.delete_ref_doc(MILL, delete_from_docstore=True)
+    assert first.as_retriever().retrieve("What?")[0].node.text == "One."
+
+
+def test_the_text_of_a_pdf_keeps_its_name() -> None:
+    """Readers of other libraries give text without page numbers under the name of the file."""
+    index = InfiniPotIndex.from_documents(
+        [Document(text="The mill burned.", metadata={"file_name": "mill.pdf"})], llm=tiny_llm(), lazy=True
+    )
+    assert [d.name for d in index.memory_and_sources()[0].documents] == ["mill.pdf"]
+
+
 def test_update_of_one_page_by_its_id() -> None:
     pages = [
         Document(text=t, metadata={"file_name": "a.pdf", "page_label": t}, id_=f"id-{t}") for t in ("i", "ii", "iii")

@@ -28,6 +28,7 @@ from llama_index.llms.infinipot.base import CONTEXT_WINDOW
 from infinipot_llm.assistant import Assistant
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import BudgetError, InfiniPotError, ModelError, QuestionError
+from infinipot_llm.memory.recall import Passage
 from infinipot_llm.memory.store import MemoryStore
 
 pytestmark = pytest.mark.usefixtures("closed_loop")
@@ -297,8 +298,8 @@ def test_weights_are_shared_and_loaded_when_needed(monkeypatch: pytest.MonkeyPat
     assert settings == {"recall": 100, "budget": 640, "device": "cpu", "dtype": "auto", "download": False}
     assert store.folder == MemoryStore().folder
     own = MemoryStore(tmp_path / "own")
-    for given in (True, False, str(tmp_path), tmp_path, own):
-        assert InfiniPotLLM(store=given).assistant
+    for named in (True, False, str(tmp_path), tmp_path, own):
+        assert InfiniPotLLM(store=named).assistant
     stores = [store for _, store, _ in made[1:]]
     assert stores[0].folder == MemoryStore().folder
     assert stores[1] is None
@@ -329,6 +330,47 @@ def test_over_a_memory() -> None:
     assert llm.over(memory, followup="reread").complete("When?").text == memory.ask("When?", followup="reread").text
     with pytest.raises(QuestionError, match="leave documents out"):
         over.complete("When?", documents=[Document.from_text("x")])
+
+
+def test_over_a_memory_what_is_looked_for_may_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = tiny_llm()
+    memory = llm.assistant.remember([Document.from_text(LONG, name="mill")])
+    asked: list[str] = []
+    real = type(memory).answer
+
+    def spy(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
+        asked.append(prompt.question)
+        return real(self, prompt, *args, **options)
+
+    monkeypatch.setattr(type(memory), "answer", spy)
+    over = llm.over(memory)
+    over.complete("Say it in one word.", catalyst="When did it burn?")
+    over.complete("Answer briefly.\nQuery: Who owned it?\nAnswer: ")
+    over.chat([ChatMessage(role="system", content="Be brief."), ChatMessage(content="Query: Who moved?\nAnswer:")])
+    over.complete("When?")
+    assert asked == ["When did it burn?", "Who owned it?", "Who moved?", "When?"]
+
+
+def test_over_a_memory_refuses_what_it_would_ignore() -> None:
+    llm = tiny_llm()
+    memory = llm.assistant.remember([Document.from_text(LONG, name="mill")])
+    with pytest.raises(BudgetError, match="no option 'recal'"):
+        llm.over(memory, recal=500)
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(llm.over(memory))
+    assert pickle.loads(pickle.dumps(InfiniPotLLM(model="some"))).model == "some"
+
+
+def test_passages_that_were_found_fit_beside_a_long_conversation() -> None:
+    """What stands between them takes room as well, which turns must leave."""
+    llm = tiny_llm(budget=1200, question_tokens=300)
+    memory = llm.assistant.remember([Document.from_text(LONG, name="mill")])
+    said = [m for i in range(40) for m in (ChatMessage(content=f"{i}?"), ChatMessage(role="assistant", content="No."))]
+    messages = [ChatMessage(role="system", content="Be brief."), *said, ChatMessage(content="When did it burn?")]
+    passages = [Passage(start, start + 5, 1.0) for start in range(0, 300, 15)]
+    response = llm.over(memory, passages=passages, recall=100).chat(messages)
+    assert any("left out" in note for note in response.additional_kwargs["infinipot"]["notes"])
+    assert response.additional_kwargs["infinipot"]["recalled_tokens"] == 100
 
 
 @pytest.mark.parametrize("followup", ["recall", "reuse", "reread"])

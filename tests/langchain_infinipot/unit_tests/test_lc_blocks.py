@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, System
 from langchain_infinipot.blocks import Limits
 from langchain_infinipot.errors import langchain_errors
 from langchain_infinipot.messages import Request, holds_documents, read_messages
+from lc_fakes import FakeAssistant, chat
 from pypdf import PdfWriter
 from reportlab.pdfgen.canvas import Canvas
 
@@ -295,3 +296,10 @@ def test_document_text_is_never_logged(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.DEBUG):
         asked(*SAME_PDF.values(), *SAME_TEXT.values())
     assert TEXT not in caplog.text
+
+
+def test_the_text_of_a_pdf_keeps_its_name() -> None:
+    fake = FakeAssistant()
+    block = {"type": "text-plain", "text": "The mill burned.", "title": "report.pdf", "mime_type": "text/plain"}
+    chat(fake).invoke([("human", [block, {"type": "text", "text": "When?"}])])
+    assert [(d.name, d.text) for d in fake.calls[-1][1]] == [("report.pdf", "The mill burned.")]

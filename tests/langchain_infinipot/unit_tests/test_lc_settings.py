@@ -164,3 +164,20 @@ def test_tools_are_refused_with_what_to_do_instead() -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "Sure", "schema": Sure.model_json_schema()}}
     with pytest.raises(NotImplementedError, match="InfiniPotDocumentTool"):
         chat().bind_tools([{"name": "look"}], response_format=wanted)
+
+
+def test_a_setting_that_may_be_configured_leaves_streaming_on() -> None:
+    plain = chat(FakeAssistant())
+    made = plain.configurable_fields(temperature=ConfigurableField(id="t"))
+    configured = made.with_config(configurable={"t": 0.5})
+    assert len(list(configured.stream("Where?"))) == len(list(plain.stream("Where?"))) > 2
+
+
+def test_the_last_of_several_human_messages_is_the_question() -> None:
+    fake = FakeAssistant()
+    chat(fake).invoke(
+        [("human", "I live in Leeds."), ("system", "Be brief."), ("human", "Who signed it?")], document=DOC
+    )
+    assert fake.calls[-1][2]["asked"] == "Who signed it?"
+    chat(fake).invoke([("human", "Hello"), ("ai", "Hello."), ("human", "Who signed it?")], document=DOC)
+    assert fake.calls[-1][2]["asked"] is None

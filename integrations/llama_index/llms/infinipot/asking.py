@@ -61,7 +61,7 @@ class Call:
                 raise QuestionError(
                     "this model answers from a memory: leave documents out, or ask a model without one."
                 )
-            return from_memory(memory, there.messages, {**live, **asking})
+            return from_memory(memory, there.messages, {**live, "catalyst": self.catalyst, **asking})
         assistant = llm.assistant
         asked = question_in(there.messages[-1].text) if there.messages else None
         remembered = len(self.documents) + there.remembered if there.remembered else 0

@@ -126,6 +126,16 @@ class InfiniPotLLM(StructuredLLM):
         other._loading = threading.Lock()
         return other
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: settings; weights are loaded again by whoever asks.
+
+        Raises:
+            TypeError: A model over a memory would forget the memory, and answer from nothing.
+        """
+        if self._over is not None:
+            raise TypeError("a model over a memory cannot be pickled: save the memory, and load it over there.")
+        return super().__getstate__()
+
     @classmethod
     def class_name(cls) -> str:
         """Return the name under which LlamaIndex serialises this class."""
@@ -180,8 +190,13 @@ class InfiniPotLLM(StructuredLLM):
 
         Args:
             memory: Of documents that this model read.
-            **options: Options of DocumentMemory.ask that hold for every answer: followup, recall.
+            **options: Options of DocumentMemory.ask that hold for every answer: followup, recall, citations, passages.
+
+        Raises:
+            BudgetError: There is no such option.
         """
+        if unknown := sorted(set(options) - {"followup", "recall", "citations", "passages"}):
+            raise BudgetError(f"over() has no option {unknown[0]!r}: give followup, recall, citations or passages.")
         other = self.model_copy()
         other._over = (memory, options)
         return other

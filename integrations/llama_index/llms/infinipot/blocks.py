@@ -24,6 +24,7 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     TextBlock,
     ThinkingBlock,
+    ToolCallBlock,
 )
 
 from infinipot_llm.answering.prompt import Message
@@ -39,6 +40,9 @@ _ROLES: dict[MessageRole, Literal["system", "user", "assistant"]] = {
     MessageRole.MODEL: "assistant",
 }
 """Anything else is said to the model, as users and tools do."""
+
+_SHOWN_ARGUMENTS = 500
+"""Characters of what a tool was called with."""
 
 _UNTITLED = "input_document"
 """What LlamaIndex calls a document that was given no title."""
@@ -85,6 +89,8 @@ def given(messages: Sequence[ChatMessage], paths: bool | Sequence[str] = False, 
                 documents.extend(_citable(block, paths, urls))
             elif isinstance(block, CachePoint):
                 remembered = len(documents)
+            elif isinstance(block, ToolCallBlock):  # of another model, whose conversation goes on here
+                text.append(f"[calls {block.tool_name} with {one_line(str(block.tool_kwargs))[:_SHOWN_ARGUMENTS]}]")
             elif not isinstance(block, (ThinkingBlock, CitationBlock)):  # a model's own; it says them to others
                 kind = getattr(block, "block_type", type(block).__name__)
                 raise QuestionError(f"this model reads text and documents, no block of type {kind!r}: leave it out.")

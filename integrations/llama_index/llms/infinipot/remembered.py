@@ -29,7 +29,7 @@ def passages_of(memory: DocumentMemory, messages: Sequence[Message], options: Ma
     Args:
         memory: What is asked.
         messages: The conversation.
-        options: recall, max_new_tokens.
+        options: recall, max_new_tokens, cancelled.
 
     Raises:
         QuestionError: There is no question, it is too long, or the memory has no shelf.
@@ -40,7 +40,13 @@ def passages_of(memory: DocumentMemory, messages: Sequence[Message], options: Ma
         asked, form = _own_prompt(memory, system, (), question), memory.setup.form
         longer = len(asked.before) + len(asked.behind) - len(form.prefix) - len(form.question(question))
         limit = (limit or memory.config.max_new_tokens) + max(0, longer)
-    return memory.passages(question, history=turns, recall=options.get("recall"), max_new_tokens=limit)
+    return memory.passages(
+        question,
+        history=turns,
+        recall=options.get("recall"),
+        max_new_tokens=limit,
+        cancelled=options.get("cancelled"),
+    )
 
 
 def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Mapping[str, Any]) -> Reply:
@@ -49,16 +55,19 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
     Args:
         memory: What is asked.
         messages: The conversation. A system message takes the place of the usual prompt.
-        options: Options of DocumentMemory.ask, and `schema`: a JSON schema that the answer follows.
+        options: Options of DocumentMemory.ask; `schema`: a JSON schema that the answer follows; `catalyst`: what is
+            looked for. None: what a template announces as the question in the last message, or else that message.
 
     Raises:
         QuestionError: There is no question, or it does not fit.
     """
     from infinipot_llm.answering.decode import Sampling
     from infinipot_llm.assistant import Reply
-    from infinipot_llm.memory.asking import usual_prompt
+    from infinipot_llm.memory.asking import slots_read, usual_prompt
+    from infinipot_llm.stuffed import question_in
 
     system, turns, question = _taken_apart(messages)
+    looked_for = options.get("catalyst") or question_in(question)
     how = how_of(memory, options.get("followup"))
     passages = options.get("passages") if how == "recall" else None
     told = {k: options[k] for k in _ANSWERING if k in options}
@@ -67,12 +76,15 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
         prompt, limit, told["notes"] = usual_prompt(memory, how, question, turns, limit, told.get("recall"))
         before = len(memory.setup.form.prefix)
     else:
-        if passages is None and how == "recall":
+        if passages is None and how == "recall" and looked_for is None:
             passages = passages_of(memory, messages, options)
         limit = limit or memory.config.max_new_tokens
         prompt, kept = _own_prompt(memory, system, turns, question), list(turns)
         room = memory.config.budget - limit
-        room -= min(told.get("recall") or memory.config.recall, room // 2)  # as DocumentMemory.ask has it
+        kept_free = min(told.get("recall") or memory.config.recall, room // 2)  # as DocumentMemory.ask has it
+        if passages is not None:  # what stands between them takes room as well
+            kept_free = max(kept_free, slots_read(memory, passages))
+        room -= kept_free
         while kept and len(prompt.before) + len(prompt.behind) > room:
             kept = kept[1:]
             prompt = _own_prompt(memory, system, kept, question)
@@ -81,6 +93,10 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
             told["notes"] = [f"{dropped} earlier {were} left out."]
             prompt = replace(prompt, alone=False)  # what it is about stood in them
         before = len(prompt.before)
+    if looked_for is not None:
+        before_it = turns if options.get("catalyst") is None else ()
+        query = memory.setup.form.looked_for(before_it, looked_for)
+        prompt = replace(prompt, query=tuple(query), question=looked_for)
     stop = options.get("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = Sampling(limit, options.get("temperature", 0.0), options.get("top_p", 1.0), stops, options.get("seed"))

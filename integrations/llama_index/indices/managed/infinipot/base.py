@@ -7,6 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llama_index.core.chat_engine import (
+    CondensePlusContextChatEngine,
+    CondenseQuestionChatEngine,
+    SimpleChatEngine,
+)
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.schema import BaseNode, Document, TransformComponent
@@ -35,6 +40,11 @@ class _Whole(TransformComponent):
     def __call__(self, nodes: Sequence[BaseNode], **_: Any) -> Sequence[BaseNode]:
         """Return what was given."""
         return nodes
+
+
+_OF_RETRIEVING = ("similarity_top_k", "recall")
+_OF_QUERIES = (*_OF_RETRIEVING, "streaming", "followup", "citations")
+"""Options of this index's own retriever and query engine, where one of LlamaIndex's chat engines stands on them."""
 
 
 class InfiniPotIndex(UpdatingIndex):
@@ -219,13 +229,22 @@ class InfiniPotIndex(UpdatingIndex):
             chat_mode: BEST and CONTEXT: InfiniPotChatEngine, follow-ups by recall. The other modes are LlamaIndex's own
                 engines, over this index's query engine or retriever.
             llm: As in `as_query_engine`.
-            **kwargs: memory, chat_history, system_prompt, followup, recall; see InfiniPotChatEngine.
+            **kwargs: memory, chat_history, system_prompt, followup, recall; see InfiniPotChatEngine. Other modes take
+                the options of the query engine or the retriever, and those of their own engines.
         """
         from llama_index.indices.managed.infinipot.chat_engine import InfiniPotChatEngine
 
         model = self.answering(llm)
+        if chat_mode == ChatMode.CONDENSE_QUESTION:
+            query_engine = self.as_query_engine(model, **_taken(kwargs, _OF_QUERIES))
+            return CondenseQuestionChatEngine.from_defaults(query_engine, llm=model, **kwargs)
+        if chat_mode == ChatMode.CONDENSE_PLUS_CONTEXT:
+            retriever = self.as_retriever(**_taken(kwargs, _OF_RETRIEVING))
+            return CondensePlusContextChatEngine.from_defaults(retriever, llm=model, **kwargs)
+        if chat_mode == ChatMode.SIMPLE:
+            return SimpleChatEngine.from_defaults(llm=model, **kwargs)
         if chat_mode not in (ChatMode.BEST, ChatMode.CONTEXT):
-            return super().as_chat_engine(chat_mode, model, **kwargs)
+            return super().as_chat_engine(chat_mode, model, **kwargs)  # says what has become of it
         return InfiniPotChatEngine.from_defaults(self, model, **{"callback_manager": self._callback_manager, **kwargs})
 
     def answering(self, llm: Any) -> InfiniPotLLM:
@@ -238,7 +257,7 @@ class InfiniPotIndex(UpdatingIndex):
             return self.llm
         other = _model(llm)
         mine, its = self.llm.assistant.llm, other.assistant.llm
-        if its.adapter is not mine.adapter or its.heads != mine.heads:
+        if its.adapter is not mine.adapter or its.heads.heads != mine.heads.heads:
             raise InfiniPotIndexError(
                 f"the documents were read by {self.llm.model}, and only it can use its memories: give that model, or "
                 "build another index."
@@ -272,3 +291,8 @@ def _model(llm: Any) -> InfiniPotLLM:
 
 
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = InfiniPotIndex
+
+
+def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Take some options out of others."""
+    return {name: options.pop(name) for name in names if name in options}

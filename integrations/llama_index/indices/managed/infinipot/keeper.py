@@ -16,6 +16,7 @@ from llama_index.indices.managed.infinipot.struct import Entry
 
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import MemoryFileError
+from infinipot_llm.memory.waiting import held
 
 if TYPE_CHECKING:
     from llama_index.core.schema import BaseNode
@@ -84,7 +85,7 @@ class Keeper:
             StoreError: There is no room for a memory.
             GoneError: `cancelled` said so.
         """
-        with self.lock:
+        with held(self.lock, cancelled):
             for entry in self.unread(entries):
                 document = self._documents[entry.ref_doc_id]
                 if entry.memory is not None and self.folder is not None:
@@ -116,7 +117,7 @@ class Keeper:
         """
         if not entries:
             raise InfiniPotIndexError("the index holds no documents: insert one, then ask.")
-        with self.lock:
+        with held(self.lock, cancelled):
             if self._asked is None or self.unread(entries):
                 self.read(entries, cancelled)
                 from infinipot_llm.memory.joined import joined

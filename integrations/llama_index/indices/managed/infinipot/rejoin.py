@@ -163,7 +163,7 @@ def rejoined(parts: Sequence[BaseNode], name: str | None = None) -> WholeDocumen
         raise DocumentError(f"{name} cannot be indexed, {what}.")
     if not is_page(parts[0]):  # text, captions, sections: what a file of that name and content is read as elsewhere
         data = "\n\n".join(texts).encode("utf-8", "replace")
-        return WholeDocument.from_bytes(data, name=name)
+        return WholeDocument.from_bytes(data, name=name, media_type="text/plain")
     return _paged(parts, texts, name)
 
 

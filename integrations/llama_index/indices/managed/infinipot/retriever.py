@@ -72,7 +72,8 @@ class InfiniPotRetriever(BaseRetriever):
 
         memory, sources = self._index.memory_and_sources(cancelled)
         call = of_messages(self._llm, [*self._history, ChatMessage(content=query_bundle.query_str)], {})
-        passages = passages_of(memory, given(call.messages).messages, {**call.options, "recall": self._recall})
+        asking = {**call.options, "recall": self._recall, "cancelled": cancelled}
+        passages = passages_of(memory, given(call.messages).messages, asking)
         return nodes_of(passages, memory.text, sources)[: self._top_k]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

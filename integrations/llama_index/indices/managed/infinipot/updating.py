@@ -118,7 +118,7 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
             self._index_struct.documents.remove(entry)
             self._keeper.drop(entry.ref_doc_id)
             if delete_from_docstore:
-                self._docstore.delete_ref_doc(entry.ref_doc_id, raise_error=False)
+                self._forget(entry.node_ids)
             self._note()
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
@@ -220,13 +220,23 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
             self._index_struct.documents.append(entry)
         else:
             key = entry.ref_doc_id  # a page's id stands for its file
-            self._docstore.delete_ref_doc(key, raise_error=False)
+            self._forget(entry.node_ids)
         entry.content, entry.node_ids, entry.file = document.content_hash, [n.node_id for n in nodes], file
         self._docstore.add_documents(nodes, allow_update=True)
         self._docstore.set_document_hash(key, document.id)
         self._keeper.put(entry, document)
         self._note()
         return True
+
+    def _forget(self, node_ids: Sequence[str]) -> None:
+        """Delete pages from the docstore, but those that another index of this storage context has."""
+        theirs: set[str] = set()
+        for struct in self._storage_context.index_store.index_structs():
+            if isinstance(struct, InfiniPotStruct) and struct.index_id != self._index_struct.index_id:
+                theirs.update(i for entry in struct.documents for i in entry.node_ids)
+        for node_id in node_ids:
+            if node_id not in theirs:
+                self._docstore.delete_document(node_id, raise_error=False)
 
     def _pages(self, entry: Entry) -> list[BaseNode]:
         """Return the pages of a document.
@@ -247,7 +257,9 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
 
 
 def _fewer(parts: Sequence[BaseNode], old: Sequence[BaseNode]) -> bool:
-    """Tell whether these are some of the pages that a file has, by their ids."""
+    """Tell whether these are some of the pages that a file has, by their ids; no page may say how many there are."""
+    if any("total_pages" in part.metadata for part in parts):
+        return False
     return {rejoin.own_id(p) for p in parts} < {rejoin.own_id(p) for p in old}
 
 
