@@ -29,6 +29,11 @@ def hidden(adapter: Adapter) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_computes_the_same(family: str, dtype: torch.dtype) -> None:
+    try:
+        packed._lay_out(torch.zeros(32, 32, dtype=dtype))
+    except RuntimeError as error:  # in bf16, on older CPUs: there `pays` says no, and nothing is laid out
+        assert not packed.pays(dtype)
+        pytest.skip(f"this CPU lays out no weights in {dtype}: {error}")
     model = tiny_model(family).to(dtype)
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     adapter = Adapter(model)
