@@ -4,7 +4,7 @@
     python benchmarks/followup.py recall  --data DIR --memories DIR --out rows.jsonl       # passages found; no decoding
     python benchmarks/followup.py rounds  --data DIR --memories DIR --out rows.jsonl       # the same, looking twice
     python benchmarks/followup.py answers --data DIR --memories DIR --out rows.jsonl --arms recall-512,full [--limit 40]
-    python benchmarks/followup.py report  --out rows.jsonl
+    python benchmarks/followup.py report  --out rows.jsonl [--base best-1024]
 
 One state per document serves all its questions; nothing of a question is known while reading (arm `catalyst` is the
 exception, and says so). All arms use the same model, prompt, greedy decoding and answer length. Rows are appended to
@@ -19,6 +19,7 @@ Arms, B being tokens:
     full          everything in the cache         streaming-B   StreamingLLM: the first and the last tokens
     bm25-B, minilm-B, fused-B                     chunks of 128 tokens, read in the order of the text
     bm25best-B, fusedbest-B                       the same, the best first
+    reform-B      tokens whose keys are like the question's, gathered and read (reform.py; heads chosen on `cal`)
     truncate-B    first and last half of B, read  gold-B        the gold spans and what is around them, read
     closed        no document                     catalyst      the document read with the question known, one by one
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -36,6 +38,7 @@ from typing import Any
 
 import followup_data as data
 import numpy as np
+import reform
 import retrievers
 import torch
 
@@ -50,8 +53,15 @@ from infinipot_llm.pot.pot import PREFIX, Pot
 from infinipot_llm.pot.reader import Reader
 
 ANSWER_TOKENS = 24
-ROOM = 160
+STORY_TOKENS = 96
+"""Of answers about a whole story, whose references are paragraphs."""
+STORY_WISH = " Answer in several sentences."
+"""Behind a question about a whole story: the usual prompt asks for a few words."""
+ROOM = 256
 """Slots for a question and its answer, in every pot that is made here but that of `catalyst`."""
+
+FOUND_AT = (256, 512, 1024, 2048)
+"""Recalled tokens at which `recall` looks for the gold passages."""
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -61,17 +71,25 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.samples = data.load(args.data)
+        self.samples = data.load(args.data) | {story.name: story for story in data.squality(args.data)}
         self.llm = InfiniPot.from_pretrained(args.model, dtype=args.dtype)
 
     def memory(self, name: str) -> DocumentMemory:
         return self.llm.load(self.args.memories / f"{name}.infinipot")
+
+    @cached_property
+    def reform_heads(self) -> list[tuple[int, int]]:
+        """KV heads that gather, chosen on a document of which nothing is asked here."""
+        chosen = reform.choose_heads(self.memory("cal"), self.samples["cal"].questions)
+        print(f"reform: (layer, KV head) {chosen}", flush=True)
+        return chosen
 
 
 class Asked:
     """One sample being asked, with everything that the arms share."""
 
     def __init__(self, bench: Bench, name: str) -> None:
+        self.bench = bench
         self.llm = bench.llm
         self.embeddings = bench.args.embeddings
         self.sample = bench.samples[name]
@@ -112,6 +130,15 @@ class Asked:
     @cached_property
     def fused(self) -> Any:
         return retrievers.Fused(self.bm25, self.minilm)
+
+    @cached_property
+    def gathering(self) -> reform.Gathering:
+        return reform.Gathering(self.memory, self.bench.reform_heads)
+
+    def gathered(self, question: str, budget: int) -> Ranges:
+        """The tokens of the text that REFORM-like ranking takes, those that touch together."""
+        tokens = [(int(t), int(t) + 1) for t in self.memory.finder.shelf.tokens]
+        return retrievers.fill(tokens, self.gathering.rank(question), budget)
 
     def passages(self, question: str, budget: int) -> Ranges:
         found = self.memory.finder.find(self.llm.form.question(question), question, budget).passages
@@ -159,6 +186,7 @@ class Asked:
             "fused": lambda: retrievers.fill(self.chunks, self.fused.rank(ask), budget),
             "bm25best": lambda: best_first(self.chunks, self.bm25.rank(ask), budget),
             "fusedbest": lambda: best_first(self.chunks, self.fused.rank(ask), budget),
+            "reform": lambda: self.gathered(ask, budget),
             "gold": lambda: self.gold(question, budget),
             "closed": list,
         }
@@ -219,23 +247,32 @@ def _cache_bytes(llm: InfiniPot) -> int:
 
 
 def recall(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Say for every question at which number of recalled tokens its gold passages are all there."""
+    """Say for every question at which number of recalled tokens its gold passages are all there.
+
+    Of a memory whose shelf holds all keys the same is said of REFORM-like gathering.
+    """
     for name in bench.args.samples:
         asked = Asked(bench, name)
         for number, question in enumerate(asked.sample.questions):
-            if (name, number, "gold-recall") in bench.done:
-                continue
-            found = {}
-            started = time.perf_counter()
-            scores = asked.memory.finder.scores(bench.llm.form.question(question.question), question.question)
-            seconds = time.perf_counter() - started
-            for budget in (256, 512, 1024, 2048):
-                ranges = [
-                    (p.start, p.end) for p in fill(asked.memory.finder.spans, asked.memory.finder.cuts, scores, budget)
-                ]
-                characters = retrievers.characters(asked.text, ranges)
-                found[budget] = question.is_covered(characters)
-            yield _row(asked, number, "gold-recall", found=found, seconds=seconds)
+            ask = question.question
+            if (name, number, "gold-recall") not in bench.done:
+                started = time.perf_counter()
+                scores = asked.memory.finder.scores(bench.llm.form.question(ask), ask)
+                seconds = time.perf_counter() - started
+                spans, cuts = asked.memory.finder.spans, asked.memory.finder.cuts
+                found = {b: [(p.start, p.end) for p in fill(spans, cuts, scores, b)] for b in FOUND_AT}
+                yield _found(asked, number, "gold-recall", found, seconds=seconds)
+            if asked.memory.finder.shelf.segments[0].layout.whole and (name, number, "reform-recall") not in bench.done:
+                found = {b: asked.gathered(ask, b) for b in FOUND_AT}
+                yield _found(asked, number, "reform-recall", found)
+
+
+def _found(
+    asked: Asked, number: int, way: str, ranges: dict[int, list[tuple[int, int]]], **more: Any
+) -> dict[str, Any]:
+    question = asked.sample.questions[number]
+    found = {b: question.is_covered(retrievers.characters(asked.text, some)) for b, some in ranges.items()}
+    return _row(asked, number, way, found=found, **more)
 
 
 def rounds(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -279,26 +316,20 @@ def twice(asked: Asked, question: str, budget: int, how: str) -> Ranges:
 
 
 def answers(bench: Bench) -> Iterator[dict[str, Any]]:
-    sampling = Sampling(ANSWER_TOKENS)
     for arm in bench.args.arms:
         for name in bench.args.samples:
             asked: Asked | None = None
-            chosen = bench.samples[name].questions
-            if name in ("m16", "m30"):  # the same questions at every length
-                nested = {q.question for s in ("A4", "B4") for q in bench.samples[s].questions}
-                chosen = [q for q in chosen if q.question in nested]
-            order = np.random.default_rng(0).permutation(len(chosen))[: bench.args.limit]
-            for number in order.tolist():
+            for number, question in drawn(bench.samples, name, bench.args.limit):
                 if (name, number, arm) in bench.done:
                     continue
                 asked = asked or Asked(bench, name)
-                question = chosen[number]
                 started = time.perf_counter()
                 pot = asked.pot_for(arm, question)
                 ready = time.perf_counter()
-                said = decode(
-                    bench.llm.adapter, bench.llm.form.codec, pot, bench.llm.form.question(question.question), sampling
-                )
+                story = question.kind == "squality"
+                form, limit = bench.llm.form, STORY_TOKENS if story else ANSWER_TOKENS
+                behind = form.question(question.question + (STORY_WISH if story else ""))
+                said = decode(bench.llm.adapter, form.codec, pot, behind, Sampling(limit))
                 yield _row(
                     asked, number, arm, question=question, tokens=len(said.ids), slots=pot.length,
                     words=len(said.text.split()),
@@ -306,6 +337,22 @@ def answers(bench: Bench) -> Iterator[dict[str, Any]]:
                     contains=contains(said.text, question.answers),
                     f1=round(data.f1(said.text, question.answers), 4),
                 )  # fmt: skip
+
+
+def drawn(samples: dict[str, data.Sample], name: str, limit: int) -> list[tuple[int, data.Question]]:
+    """Draw questions of a sample, the same ones whenever: (number among its questions, question).
+
+    A4, B4, m16 and m30 are asked the same questions, so that lengths can be compared: `limit` is of A4 and B4 together.
+    """
+    nested = ("A4", "B4")
+    if name in (*nested, "m16", "m30"):
+        pool = [q.question for s in nested for q in samples[s].questions]
+        chosen = [q for q in samples[name].questions if q.question in set(pool)]
+    else:
+        chosen = list(samples[name].questions)
+        pool = [q.question for q in chosen]
+    kept = set(sorted(pool, key=lambda text: (zlib.crc32(text.encode()), text))[:limit])
+    return [(number, question) for number, question in enumerate(chosen) if question.question in kept]
 
 
 def best_first(units: Ranges, scores: Any, budget: int) -> list[tuple[int, int]]:
@@ -330,8 +377,8 @@ def shown(found: tuple[float, float, float], mean_as: str = ".3f", ends_as: str 
     return f"{mean:{mean_as}} [{between}]"
 
 
-def report(rows: list[dict[str, Any]]) -> None:
-    """Print both tables: gold passages found, and answers with paired differences to the first arm."""
+def report(rows: list[dict[str, Any]], base: str = "best-1024") -> None:
+    """Print both tables: gold passages found, and answers with paired differences to the base arm."""
     table: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         table.setdefault((row["sample"], row["arm"]), []).append(row)
@@ -344,46 +391,36 @@ def report(rows: list[dict[str, Any]]) -> None:
                     shown(share([r["found"][b] for r in some], [r["group"] for r in some]))
                     if b in some[0]["found"]
                     else ""
-                    for b in ("256", "512", "1024", "2048")
+                    for b in map(str, FOUND_AT)
                 ]
                 print(f"| {sample} | {kind} | {arm} | {len(some)} | " + " | ".join(shares) + " |")
+    stories = tuple(sorted({sample for sample, _ in table if sample.startswith("squality")}))
     lengths = {
         "4K": ("A4", "B4"), "16K": ("m16",), "30K": ("m30",), "8K xquad": ("x8",), "8K nq": ("n8",),
-        "30K hotpot": ("h30",),
+        "30K hotpot": ("h30",), "stories": stories,
     }  # fmt: skip
-    arms = sorted(
-        {arm for (_, arm), found in table.items() if "found" not in found[0]}, key=lambda a: (a != "recall-512", a)
-    )
-    print("\n| length | arm | n | contains | F1 | words | seconds | pairs | contains: first arm minus this |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for length, samples in lengths.items():
+    together = {"4K, 16K, 30K": ("A4", "B4", "m16", "m30"), "8K": ("x8", "n8")}
+    answered = {arm for (_, arm), found in table.items() if "found" not in found[0]}
+    arms = sorted(answered, key=lambda a: (a != base, a))
+    print(f"\n| length | arm | n | contains | F1 | words | seconds | pairs | contains: {base} minus this | F1 |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for length, samples in (lengths | together).items():
         by_arm = {a: {(s, r["number"]): r for s in samples for r in table.get((s, a), [])} for a in arms}
-        base = by_arm[arms[0]] if arms else {}
-        for arm in arms:
-            found = by_arm[arm]
-            if not found:
+        for arm, found in by_arm.items():
+            if not found or (length in together and {s for s, _ in found} < set(samples)):
                 continue
             some = list(found.values())
             right = shown(share([r["contains"] for r in some], [r["group"] for r in some]))
-            f1 = np.mean([r["f1"] for r in some])
-            words = np.mean([r["words"] for r in some])
-            both = [q for q in found if q in base]
-            difference = (
-                ""
-                if arm == arms[0] or not both
-                else shown(
-                    paired(
-                        [base[q]["contains"] for q in both],
-                        [found[q]["contains"] for q in both],
-                        [found[q]["group"] for q in both],
-                    ),
-                    "+.3f",
-                    "+.3f",
-                )
-            )
+            f1, words = (np.mean([r[name] for r in some]) for name in ("f1", "words"))
+            both = [] if arm == base else [q for q in found if q in by_arm.get(base, {})]
+            differences = [
+                shown(paired(*([of[q][score] for q in both] for of in (by_arm[base], found)), groups), "+.3f", "+.3f")
+                for score in ("contains", "f1")
+                if (groups := [found[q]["group"] for q in both])
+            ] or ["", ""]
             print(
                 f"| {length} | {arm} | {len(some)} | {right} | {f1:.3f} | {words:.1f} "
-                f"| {np.median([r['seconds'] for r in some]):.1f} | {len(both)} | {difference} |"
+                f"| {np.median([r['seconds'] for r in some]):.1f} | {len(both)} | {' | '.join(differences)} |"
             )
 
 
@@ -405,14 +442,15 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--samples", type=lambda s: s.split(","), default=["A4", "B4", "x8", "n8", "m16", "m30"])
     parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-512", "full"])
-    parser.add_argument("--limit", type=int, default=1000, help="questions per sample")
+    parser.add_argument("--limit", type=int, default=1000, help="questions per sample; of A4 and B4 together")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--base", default="best-1024", help="the arm that others are compared with")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
     if args.what == "report":
-        report(rows)
+        report(rows, args.base)
         return
     torch.set_num_threads(args.threads)
     bench = Bench(args)

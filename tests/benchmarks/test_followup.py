@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +29,9 @@ def asked_of(llm: InfiniPot, text: str) -> Asked:
     sample = Sample("A4", text, (QUESTION,))
     memory = llm.read(Document.from_text(text))
     bench: Any = SimpleNamespace(
-        llm=llm, args=SimpleNamespace(embeddings=None), samples={"A4": sample}, memory=lambda name: memory
-    )
+        llm=llm, args=SimpleNamespace(embeddings=None), samples={"A4": sample}, memory=lambda name: memory,
+        reform_heads=[(0, 0), (2, 1)],
+    )  # fmt: skip
     return Asked(bench, "A4")
 
 
@@ -40,6 +42,30 @@ def test_each_arm_holds_what_its_name_says(tiny_llm: InfiniPot) -> None:
     assert streaming.length == before + 256
     assert streaming.origin[0, 0, -1] == 699
     assert streaming.budget - streaming.length == followup.ROOM
+
+
+def test_gathered_tokens_fill_the_budget(tiny_llm: InfiniPot) -> None:
+    tiny_llm.config = replace(tiny_llm.config, shelf="int8")
+    asked, before = asked_of(tiny_llm, TEXT), len(tiny_llm.form.prefix)
+    assert asked.pot_for("reform-200", QUESTION).length == before + 200
+    ranges = asked.gathered("When?", 200)
+    assert sum(b - a for a, b in ranges) == 200
+    assert list(ranges) == sorted(ranges)
+
+
+def test_the_same_questions_are_drawn_at_every_length() -> None:
+    def sample(name: str, words: str) -> Sample:
+        return Sample(name, "", tuple(replace(QUESTION, question=word) for word in words.split()))
+
+    samples = {s.name: s for s in (sample("A4", "a b c d"), sample("B4", "e f g"), sample("m16", "x c g a y b d e f"))}
+    samples["n8"] = sample("n8", "r s t u")
+    drawn = {name: {q.question for _, q in followup.drawn(samples, name, 3)} for name in samples}
+    assert drawn["A4"] | drawn["B4"] == drawn["m16"]
+    assert len(drawn["m16"]) == len(drawn["n8"]) == 3
+    everything = followup.drawn(samples, "m16", 1000)
+    assert [q.question for _, q in everything] == ["c", "g", "a", "b", "d", "e", "f"]  # those of A4 and B4 alone
+    number, question = followup.drawn(samples, "m16", 1)[0]
+    assert everything[number] == (number, question)
 
 
 def test_full_is_refused_where_it_cannot_be(
@@ -90,9 +116,23 @@ def test_the_rows_of_ours_can_be_added_to(path: Path) -> None:
 def test_a_report_has_every_sample_and_no_interval_of_few_sources(capsys: pytest.CaptureFixture[str]) -> None:
     few = [row("h30", n, arm, contains=arm == "full") for n in range(3) for arm in ("recall-512", "full")]
     many = [row("n8", n, arm, contains=arm == "full") for n in range(8) for arm in ("recall-512", "full")]
-    report([*few, *many])
+    report([*few, *many], "recall-512")
     out = capsys.readouterr().out
     assert "| 30K hotpot | full | 3 |" in out
     assert "nan" not in out
     assert "| 3 | -1.000 [no interval] |" in out
     assert "| 8 | -1.000 [-1.000, -1.000] |" in out
+
+
+def test_lengths_are_put_together_where_all_were_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(sample, n, "best-1024", f1=0.7) for sample in ("A4", "B4", "m16", "m30") for n in range(6)]
+    rows += [row(sample, n, "full", contains=n < 3) for sample in ("A4", "B4", "m16", "m30") for n in range(6)]
+    rows += [row("m30", n, "closed", contains=False) for n in range(6)]
+    rows += [row("n8", n, "full") for n in range(6)]
+    report(rows)
+    lines = capsys.readouterr().out.splitlines()
+    joint = [line for line in lines if line.startswith("| 4K, 16K, 30K |")]
+    assert [line.split(" | ")[1:3] for line in joint] == [["best-1024", "24"], ["full", "24"]]
+    assert joint[1].endswith("| 24 | +0.500 [+0.167, +0.833] | +0.200 [+0.200, +0.200] |")
+    assert not any(line.startswith("| 8K |") for line in lines)  # x8 was not asked
+    assert any(line.startswith("| 8K nq | full | 6 |") and "| 0 |  |  |" in line for line in lines)
