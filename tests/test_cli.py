@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -215,6 +216,46 @@ def test_wrong_usage_exits_2(run: Run, papers: Path) -> None:
     assert "in quotes" in run("ask", papers / "good.txt")[2]
     assert run("info", papers / "good.txt", "--price-per-million", -1)[0] == 2
     assert run("trace", papers / "good.txt", "-q", "x", "--slots", 8, "--budget", 64)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--top-p", 0.5), "--top-p has no effect on greedy decoding"),
+        (("--seed", 1), "--seed has no effect"),
+        (("--shelf", "off", "--followup", "recall"), "nothing can be recalled"),
+        (("--shelf", "off", "--recall", 99), "--recall has no effect"),
+        (("--followup", "reuse", "--recall", 99), "--recall has no effect"),
+        (("--followup", "reread", "--recall", 99), "--recall has no effect"),
+        (("--questions", "list.txt"), "'When?' is no file: with --questions, name files alone"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    run: Run, papers: Path, options: tuple[object, ...], says: str
+) -> None:
+    code, out, err = run("ask", papers / "good.txt", "When?", *options)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert run("trace", papers / "good.txt", "-q", "x", "--shelf", "int8")[0] == 2  # it leaves nothing on disk
+
+
+def test_a_folder_is_no_file_to_write(run: Run, papers: Path, tmp_path: Path) -> None:
+    """Found out before the document is read for nothing."""
+    code, out, err = run("read", papers / "good.txt", "-o", tmp_path, "--force")
+    assert (code, out) == (2, "")
+    assert "is a folder: name a file in it" in err
+
+
+def test_letters_that_the_output_has_not_are_escaped(papers: Path, tmp_path: Path) -> None:
+    """On Windows pipes have a code page of their own: an answer in Chinese was a traceback there."""
+    (tmp_path / "中.txt").write_text("x")
+    done = subprocess.run(
+        [sys.executable, "-m", "infinipot_llm", "verify", "中.txt"], cwd=tmp_path, capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"\\u4e2d.txt" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_an_unsupported_architecture_is_refused(

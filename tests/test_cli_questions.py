@@ -11,6 +11,8 @@ from test_cli import model_folder as model_folder
 from test_cli import papers as papers
 from test_cli import run as run
 
+from infinipot_llm.cli.asking import _question
+
 LINES = ["When did it burn?", "Where?", "", "  Who was there?  ", *[f"What about year {n}?" for n in range(8)]]
 ASKED = [line.strip() for line in LINES if line]
 
@@ -102,3 +104,16 @@ def test_questions_about_no_document(run: Run, listed: Path) -> None:
     code, _, err = run("ask", "--questions", listed)
     assert code == 2
     assert "name the files that the questions are about" in err
+
+
+def test_only_line_ends_end_a_question() -> None:
+    """A line separator within JSON's text, as JavaScript writes it, is a part of the question."""
+    assert _question('{"question": "What\u2028is it?"}') == "What\u2028is it?"
+    assert _question("[" * 200_000) == "[" * 200_000
+
+
+def test_lines_are_split_at_line_ends_alone(run: Run, saved: Path, listed: Path) -> None:
+    listed.write_text('{"question": "What\u2028is it?"}\r\nWho\x85?\n', encoding="utf-8", newline="")
+    code, out, _ = run("ask", saved, "--questions", listed, "--json", "--max-new-tokens", 4)
+    assert code == 0
+    assert [json.loads(line)["question"] for line in out.splitlines()] == ["What\u2028is it?", "Who\x85?"]

@@ -6,6 +6,7 @@ keeping.py and bench.py hold the commands.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -27,6 +28,9 @@ NO_MEMORY = (
 
 def main() -> None:
     """Run the command line; errors of the user are one sentence on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer may hold letters that a pipe's code page has not
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(standalone_mode=False)
     except InfiniPotError as error:

@@ -12,10 +12,11 @@ import click
 from infinipot_llm.cli.opening import check_files, find_memory, is_memory, load_documents, load_engine
 from infinipot_llm.cli.options import (
     answer_options,
-    check_sampling,
+    check_answering,
     make_config,
     model_options,
     pot_options,
+    shelf_options,
     store_options,
 )
 from infinipot_llm.cli.printing import cost, remembered, say, show_memory, sources
@@ -31,6 +32,7 @@ TOGETHER = 8
 @click.argument("question", required=False)
 @model_options
 @pot_options
+@shelf_options
 @answer_options
 @store_options
 @click.option(
@@ -46,7 +48,11 @@ def ask(files: tuple[str, ...], question: str | None, listed: Path | None, as_js
     Files are read whole, once: their memory stays in the store, and the next question reads nothing. Each question
     stands for itself; `infinipot chat FILES` remembers what was asked before.
     """
+    from infinipot_llm.documents.clean import one_line
+
     if listed is not None:
+        if files and question is not None and question != "-" and not os.path.exists(question):  # noqa: PTH110 - as below
+            raise click.UsageError(f"{one_line(question)[:200]!r} is no file: with --questions, name files alone.")
         _ask_listed(files if question is None else (*files, question), listed, as_json, options)
         return
     if not files or question is None or os.path.isfile(question):  # noqa: PTH113 - Path.is_file raises where a name is too long
@@ -54,7 +60,7 @@ def ask(files: tuple[str, ...], question: str | None, listed: Path | None, as_js
     if not question.strip():
         raise QuestionError("the question is empty: ask something about the document.")
     check_files(files)
-    check_sampling(options)
+    check_answering(options)
     memory = find_memory(files, options, question)
     answer = say(memory, question, options, quiet=as_json)
     if as_json:
@@ -74,7 +80,7 @@ def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: di
     if options["followup"] not in (None, "recall") or options["shelf"] == "off":
         raise click.UsageError("several questions are answered by recall: leave out --followup and --shelf off.")
     try:
-        lines = listed.read_text(encoding="utf-8-sig").splitlines()  # some editors write a mark before the text
+        lines = listed.read_text(encoding="utf-8-sig").split("\n")  # some editors write a mark before the text
     except UnicodeDecodeError as error:
         raise QuestionError(f"{listed} is not UTF-8 text: save it as such, a question per line.") from error
     except OSError as error:
@@ -84,7 +90,7 @@ def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: di
     if not questions:
         raise QuestionError(f"{listed} holds no question: write one per line.")
     check_files(files)
-    check_sampling(options)
+    check_answering(options)
     memory = find_memory(files, options)
     sampling = {name: options[name] for name in ("temperature", "top_p", "stop", "seed", "recall")}
     for start in range(0, len(questions), TOGETHER):
@@ -106,7 +112,7 @@ def _question(line: str) -> str:
     """
     try:
         held = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line
     if not isinstance(held, dict):
         return line
@@ -120,6 +126,7 @@ def _question(line: str) -> str:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
 @model_options
 @pot_options
+@shelf_options
 @store_options
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def read(files: tuple[str, ...], output: Path, force: bool, **options: Any) -> None:
@@ -130,6 +137,8 @@ def read(files: tuple[str, ...], output: Path, force: bool, **options: Any) -> N
     check_files(files)
     if any(map(is_memory, files)):
         raise click.UsageError("a saved memory needs no reading: copy the file, or ask it.")
+    if output.is_dir():
+        raise click.UsageError(f"{output} is a folder: name a file in it.")
     if output.exists() and not force:
         raise click.UsageError(f"{output} is there already: give another name, or --force.")
     if not output.absolute().parent.is_dir():
@@ -147,6 +156,7 @@ def read(files: tuple[str, ...], output: Path, force: bool, **options: Any) -> N
 @click.argument("files", nargs=-1, required=True)
 @model_options
 @pot_options
+@shelf_options
 @answer_options
 @store_options
 def chat(files: tuple[str, ...], **options: Any) -> None:
@@ -154,7 +164,7 @@ def chat(files: tuple[str, ...], **options: Any) -> None:
     if "-" in files:
         raise click.UsageError("questions come from standard input here: name a file.")
     check_files(files)
-    check_sampling(options)
+    check_answering(options)
     memory = find_memory(files, options)
     talk = memory.chat()
     several = len(memory.documents) > 1
@@ -180,6 +190,7 @@ def chat(files: tuple[str, ...], **options: Any) -> None:
 @click.argument("files", nargs=-1, required=True)
 @model_options
 @pot_options
+@shelf_options
 @click.option(
     "--price-per-million", type=float, help="Price of a hosted model per million input tokens, to show a cost."
 )

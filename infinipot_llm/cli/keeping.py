@@ -148,7 +148,7 @@ def calibrate(model: str, document: Path | None, questions: Path | None, device:
         if not questions.is_file():
             raise click.UsageError(f"there is no file {questions}.")
         try:
-            lines = questions.read_text(encoding="utf-8-sig").splitlines()
+            lines = [line for line in questions.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         except UnicodeDecodeError as error:
             raise click.UsageError(f"{questions} is not UTF-8 text: save it as such.") from error
         asked = labelled(loaded, lines)

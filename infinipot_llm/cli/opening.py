@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ def load_documents(files: tuple[str, ...], password: str | None) -> list[Documen
     loaded = []
     for file in files:
         if file == "-":
+            if sys.stdin is None:
+                raise DocumentError("there is no standard input here: name a file.")
             data = sys.stdin.buffer.read()
             loaded.append(Document.from_bytes(data, name="standard input", password=password))
         else:
@@ -45,7 +48,7 @@ def load_documents(files: tuple[str, ...], password: str | None) -> list[Documen
 def check_files(files: tuple[str, ...]) -> None:
     """Refuse files that are not there before the model's libraries are imported, which takes seconds."""
     for file in files:
-        if file != "-" and not Path(file).exists():
+        if file != "-" and not os.path.exists(file):  # noqa: PTH110 - Path.exists raises where a name is too long
             load_documents((file,), None)  # says why
 
 
@@ -99,7 +102,7 @@ def find_memory(files: tuple[str, ...], options: dict[str, Any], question: str |
             named, dtype = about.get("model"), about.get("dtype")
             # A stranger's file may name any model: nothing is fetched for it, and one that did not write it is refused.
             options = {**options, "model": named if isinstance(named, str) else None}
-            if options["dtype"] == "auto" and dtype in DTYPES:
+            if options["dtype"] == "auto" and isinstance(dtype, str) and dtype in DTYPES:
                 options["dtype"] = dtype
         return load_engine(options, make_config(options)).load(path.absolute())  # a name that begins with ~ is one
     if any(map(is_memory, files)):

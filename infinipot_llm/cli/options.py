@@ -54,6 +54,16 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--neighbours", type=int, help="Tokens on each side that a high score also keeps.  [default: 8]"),
         click.option("--kept", type=float, help="Share of the slots that a distillation keeps.  [default: 0.5]"),
+        click.option("--budget", type=int, help="Slots of the cache, in tokens, everything counted.  [default: 4096]"),
+    ):
+        command = option(command)
+    return command
+
+
+def shelf_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what reading leaves on disk."""
+    for option in (
+        click.option("--shelf-bytes", type=int, help="Most bytes of the shelf; the least telling passages give way."),
         click.option(
             "--shelf",
             type=click.Choice(["keys", "int8", "int4", "off"]),
@@ -61,8 +71,6 @@ def pot_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="What is kept on disk of every token for later questions.",
         ),
-        click.option("--shelf-bytes", type=int, help="Most bytes of the shelf; the least telling passages give way."),
-        click.option("--budget", type=int, help="Slots of the cache, in tokens, everything counted.  [default: 4096]"),
     ):
         command = option(command)
     return command
@@ -113,10 +121,19 @@ def make_config(options: dict[str, Any], **more: Any) -> Any:
     return PotConfig(**{**given, **more})
 
 
-def check_sampling(options: dict[str, Any]) -> None:
-    """Refuse wrong decoding options before a model is loaded and a document read for nothing."""
-    if options["seed"] is not None and options["temperature"] == 0:
-        raise click.UsageError("--seed has no effect on greedy decoding: give a --temperature above 0 with it.")
+def check_answering(options: dict[str, Any]) -> None:
+    """Refuse options of answering that are wrong, or would do nothing, before a document is read for them."""
+    if options["temperature"] == 0:
+        for name, usual in (("seed", None), ("top_p", 1.0)):
+            if options[name] != usual:
+                option = f"--{name.replace('_', '-')}"
+                raise click.UsageError(
+                    f"{option} has no effect on greedy decoding: give a --temperature above 0 with it."
+                )
+    if options["followup"] == "recall" and options["shelf"] == "off":
+        raise click.UsageError("without a shelf nothing can be recalled: leave out --shelf off or --followup recall.")
+    if options["recall"] is not None and (options["followup"] in ("reuse", "reread") or options["shelf"] == "off"):
+        raise click.UsageError("--recall has no effect where nothing is recalled: leave it out, or answer by recall.")
     from infinipot_llm.answering.decode import Sampling
 
     Sampling(options["max_new_tokens"], options["temperature"], options["top_p"], options["stop"], options["seed"])

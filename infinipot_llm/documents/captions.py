@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from infinipot_llm.documents.clean import clean, one_line
 from infinipot_llm.documents.document import Turn
@@ -25,6 +26,9 @@ _TIMING = re.compile(rf"^[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}", re.MULTILINE)
 _TIMING_COMMA = re.compile(
     r"^([ \t]*(?:\d+:)?\d{1,2}:\d{1,2}),(\d{1,3}[ \t]*-->[ \t]*(?:\d+:)?\d{1,2}:\d{1,2})[.,](?=\d)", re.M
 )
+_CLOCK = re.compile(r"\d:")
+_BLANK_LINES = re.compile(r"\r?\n(?:[ \t]*\r?\n)+")
+_BLOCK_START = re.compile(r"(?:[^\n]*\n)?[^\n]*-->|(?:NOTE|STYLE|REGION)(?=\s|\Z)|\Z")
 _VTT_MAGIC = re.compile(r"WEBVTT(?=[ \t\r\n]|\Z)")
 _SRT_START = re.compile(r"(?:\d+[ \t]*\r?\n)?[ \t]*\d+:\d{1,2}:\d{1,2}[.,]\d{1,3}[ \t]*-->[ \t]*\d+:\d{1,2}:\d")
 _INDEX_FIRST = re.compile(r"\d+[ \t]*\r?\n")
@@ -59,6 +63,14 @@ class _Line:
     speaker: str | None
     text: str
     is_change: bool = False
+    label: str | None = None  # the speaker as written, with affiliation or role, where a label opens the line
+
+
+class _Word(NamedTuple):
+    speaker: str | None
+    text: str
+    is_change: bool  # another speaker begins with it
+    label: str | None  # of the line, with its first word
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +79,10 @@ class _Cue:
     end: float
     lines: Sequence[_Line]
 
-    def words(self) -> list[tuple[str | None, str, bool]]:
-        """Give (speaker, word, whether another speaker begins with it) for each word."""
+    def words(self) -> list[_Word]:
+        """Give the words of all lines."""
         return [
-            (line.speaker, word, line.is_change and i == 0)
+            _Word(line.speaker, word, line.is_change and i == 0, line.label if i == 0 else None)
             for line in self.lines
             for i, word in enumerate(line.text.split())
         ]
@@ -79,6 +91,7 @@ class _Cue:
 @dataclass(slots=True)
 class _Draft:
     speaker: str | None
+    label: str | None  # what the turn is opened with
     time: float
     end: float
     words: list[str] = field(default_factory=list)
@@ -121,7 +134,7 @@ def read_captions(decoded: Extracted, kind: str, *, name: str) -> Extracted:
     start = 0
     for draft in _drafts(_unrolled(_with_labels(cues))):
         words = " ".join(draft.words)
-        line = clean(f"{draft.speaker}: {words}" if draft.speaker else words).strip()
+        line = clean(f"{draft.label}: {words}" if draft.label else words).strip()
         if not line:
             continue
         paragraphs.append(line)
@@ -136,6 +149,7 @@ def _parse(text: str, kind: str, name: str, notes: list[str]) -> list[_Cue]:
     """Let webvtt-py find the cues, and count what it leaves out."""
     import webvtt
 
+    text = _with_arrows_told_apart(text)
     expected = _count_cues(text)
     if not expected:
         raise DocumentError(
@@ -147,6 +161,7 @@ def _parse(text: str, kind: str, name: str, notes: list[str]) -> list[_Cue]:
         source, kind = _TIMING_COMMA.sub(r"\1.\2.", text.lstrip()), "vtt"
         if not _VTT_MAGIC.match(source):
             source = f"WEBVTT\n\n{source}"
+        source = _without_blank_lines_within(source)
     try:
         captions = webvtt.from_buffer([source], format=kind).captions
         cues = [
@@ -163,6 +178,27 @@ def _parse(text: str, kind: str, name: str, notes: list[str]) -> list[_Cue]:
     if lost > 0:
         notes.append(f"{lost} of {expected} captions could not be read: their times are damaged")
     return cues
+
+
+def _with_arrows_told_apart(text: str) -> str:
+    """Let arrows behind a word be arrows of what is said: the parser takes every one for that of two times."""
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        before, arrow, _ = line.partition("-->")
+        if arrow and any(map(str.isalpha, before)) and not _CLOCK.search(before):
+            lines[i] = line.replace("-->", "→")
+    return "\n".join(lines)
+
+
+def _without_blank_lines_within(text: str) -> str:
+    """Join what a blank line has cut off from its cue, as careless software writes them: by the standard it is lost."""
+    blocks: list[str] = []
+    for block in _BLANK_LINES.split(text):
+        if blocks and not _BLOCK_START.match(block):
+            blocks[-1] += f"\n{block}"
+        else:
+            blocks.append(block)
+    return "\n\n".join(blocks)
 
 
 def _count_cues(text: str) -> int:
@@ -227,7 +263,8 @@ def _with_labels(cues: list[_Cue]) -> list[_Cue]:
             label = split_label(line.text) if line.speaker is None else None
             if label is not None and label.is_name:
                 current = label.name
-                lines.append(_Line(current, line.text[label.length :], is_change=line.is_change))
+                written = line.text[: label.length].rstrip(" :\t").strip("*_[] ") or current
+                lines.append(_Line(current, line.text[label.length :], line.is_change, written))
                 continue
             if line.speaker is not None or line.is_change:
                 current = None
@@ -236,22 +273,20 @@ def _with_labels(cues: list[_Cue]) -> list[_Cue]:
     return result
 
 
-def _unrolled(cues: list[_Cue]) -> Iterator[tuple[_Cue, list[tuple[str | None, str, bool]]]]:
+def _unrolled(cues: list[_Cue]) -> Iterator[tuple[_Cue, list[_Word]]]:
     """Give every cue with the words that the cue before it does not show already."""
     shown = [(cue, cue.words()) for cue in cues if any(line.text.strip() for line in cue.lines)]
     overlaps = [_overlap(*earlier, *later) for earlier, later in pairwise(shown)]
     hits = sum(map(bool, overlaps))
     is_rolling = hits >= 2 and hits >= _MIN_ROLLING_SHARE * len(overlaps)
-    before: tuple[float, list[tuple[str | None, str, bool]]] | None = None
+    before: tuple[float, list[_Word]] | None = None
     for (cue, words), overlap in zip(shown, [0, *overlaps], strict=False):
         is_copy = before == (cue.start, words)
         before = (cue.start, words)
         yield cue, [] if is_copy else words[overlap:] if is_rolling else words
 
 
-def _overlap(
-    earlier: _Cue, shown: list[tuple[str | None, str, bool]], later: _Cue, words: list[tuple[str | None, str, bool]]
-) -> int:
+def _overlap(earlier: _Cue, shown: list[_Word], later: _Cue, words: list[_Word]) -> int:
     """Count the words that open a cue and that close the one before, at least that one's last line."""
     if later.start - earlier.end > _MAX_ROLLING_GAP:
         return 0
@@ -262,19 +297,19 @@ def _overlap(
     return 0
 
 
-def _drafts(cues: Iterator[tuple[_Cue, list[tuple[str | None, str, bool]]]]) -> Iterator[_Draft]:
+def _drafts(cues: Iterator[tuple[_Cue, list[_Word]]]) -> Iterator[_Draft]:
     """Join what a speaker says in consecutive cues, or what nobody is named for, into turns of a useful length."""
     draft: _Draft | None = None
     for cue, words in cues:
         if draft is not None and words and _is_full(draft, cue):
             yield draft
             draft = None
-        for speaker, word, is_change in words:
+        for speaker, word, is_change, label in words:
             if draft is not None and (draft.speaker != speaker or (is_change and speaker is None)):
                 yield draft
                 draft = None
             if draft is None:
-                draft = _Draft(speaker, cue.start, cue.end)
+                draft = _Draft(speaker, label or speaker, cue.start, cue.end)
             draft.words.append(word)
         if draft is not None:
             draft.end = max(draft.end, cue.end)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_LINE_END = re.compile("\r\n?|[\x0c\u0085\u2028\u2029]")
+import regex
+
+_LINE_END = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\u0085\u2028\u2029]")
+
+# Formatted manual pages print a letter over itself for bold, and over an underscore for underlined.
+_OVERSTRUCK = re.compile("[^\n\x08]\x08")
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Colour and cursor codes (CSI) and window titles or links (OSC): with the escape character alone removed, their
@@ -26,6 +32,10 @@ _SOFT_HYPHEN = re.compile("\u00ad+(?:[ \t]*\n[ \t]*(?=\\w))?")
 # radicals. Nobody types them into a question, and a tokenizer breaks them into bytes.
 _GLYPH_FORMS = re.compile("[\u2e80-\u2fdf\ufb00-\ufb06\ufb50-\ufdff\ufe70-\ufefc]+")
 
+# More marks on one letter than any script has; normalising takes the square of their number. Unicode's own limit for
+# text that is normalised as it comes (UAX 15, stream-safe).
+_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
+
 # Some messages quote the bytes that were not understood, at any length.
 _REASON_CHARACTERS = 80
 
@@ -35,12 +45,14 @@ def clean(text: str) -> str:
 
     The result is in Unicode NFC with "\n" as its only line end and without control characters (tab and newline stay),
     escape sequences, bidi controls, byte order marks and soft hyphens. Glyph forms (ligatures, Arabic presentation
-    forms, CJK radicals) become the letters they stand for. Lone surrogates become U+FFFD.
+    forms, CJK radicals) become the letters they stand for. Of letters printed over one another the last stays, and of
+    combining marks on one letter thirty. Lone surrogates become U+FFFD.
 
     Args:
         text: Any string, lone surrogates included.
     """
-    text = _SOFT_HYPHEN.sub("", printable(text))
+    text = _SOFT_HYPHEN.sub("", printable(_OVERSTRUCK.sub("", text)))
+    text = _MARKS.sub(r"\1", text)
     text = _GLYPH_FORMS.sub(lambda match: unicodedata.normalize("NFKC", match.group()), text)
     return unicodedata.normalize("NFC", text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -132,16 +131,3 @@ def _first_word_length(text: str, line: _Line) -> int:
         return 1
     word = _FIRST_WORD.match(text, line.start, line.end)
     return len(word.group()) if word else 0
-
-
-def block_at(text: str, offset: int, start: int, end: int) -> tuple[int, int]:
-    """Give the block that holds an offset, or the next one, or else the last one.
-
-    Raises:
-        ValueError: If text[start:end] is blank.
-    """
-    all_blocks = list(blocks(text, start, end))
-    if not all_blocks:
-        raise ValueError(f"[{start}, {end}) of the text is blank")
-    index = bisect_left(all_blocks, offset + 1, key=lambda block: block[1])
-    return all_blocks[min(index, len(all_blocks) - 1)]

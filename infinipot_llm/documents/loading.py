@@ -20,12 +20,22 @@ _PDF_HEADER_BYTES = 1024
 
 _SHOWN_CHARACTERS = 200
 
-_PROSE_SUFFIXES = frozenset(["", ".txt", ".text", ".md", ".markdown", ".transcript"])
-"""Of text files, those in which speakers are looked for; a log, a table or a program has lines that look like turns."""
+_NO_PROSE = frozenset(
+    re.findall(
+        r"\.\w+",
+        ".log .csv .tsv .json .jsonl .ndjson .xml .html .htm .yaml .yml .toml .ini .cfg .conf .env .properties .sql "
+        ".diff .patch .py .ipynb .js .ts .jsx .tsx .c .h .cc .cpp .hpp .cs .java .kt .go .rs .rb .php .pl .r .sh .bat "
+        ".ps1 .lua .swift .scala .css .scss .tex .bib .srt .vtt",
+    )
+)
+"""Suffixes of text files in which no speakers are looked for: logs, tables and programs have lines that look like
+turns."""
 
 
 def load_file(path: Path, *, password: str | None = None, name: str | None = None) -> Document:
     """Read a PDF, captions or a text file; see `Document.from_file`."""
+    if path.parts[:1] == ("~",):
+        path = path.expanduser()
     shown = one_line(str(path))
     if len(shown) > _SHOWN_CHARACTERS:  # a text in the place of a path, perhaps
         shown = f"{shown[:_SHOWN_CHARACTERS]}..."
@@ -35,7 +45,7 @@ def load_file(path: Path, *, password: str | None = None, name: str | None = Non
     suffix = path.suffix.lower()
     is_pdf = _is_pdf(data, shown, suffix)
     extracted = _extract(data, shown, password, suffix, is_pdf=is_pdf)
-    is_prose = not is_pdf and suffix in _PROSE_SUFFIXES
+    is_prose = not is_pdf and suffix not in _NO_PROSE
     shown_name = one_line(path.name if name is None else name)
     return _assemble(extracted, name=shown_name, shown=shown, source=str(path), is_prose=is_prose)
 
@@ -49,7 +59,7 @@ def load_bytes(data: bytes, *, name: str, password: str | None = None, media_typ
     suffix = Path(shown).suffix.lower()
     is_pdf = _is_pdf(data, shown, suffix, media_type)
     extracted = _extract(data, shown, password, suffix, is_pdf=is_pdf)
-    return _assemble(extracted, name=shown, shown=shown, source=None, is_prose=not is_pdf)
+    return _assemble(extracted, name=shown, shown=shown, source=None, is_prose=not is_pdf and suffix not in _NO_PROSE)
 
 
 def load_text(text: str, *, name: str) -> Document:

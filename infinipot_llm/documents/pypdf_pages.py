@@ -6,7 +6,9 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from infinipot_llm.documents.annotations import typed_text
 from infinipot_llm.documents.clean import describe
+from infinipot_llm.documents.page_labels import page_labels
 from infinipot_llm.documents.paragraphs import Piece, with_breaks
 
 if TYPE_CHECKING:
@@ -35,13 +37,14 @@ def read(data: bytes, password: str | None, indexes: Sequence[int] | None, most:
     for index in range(count) if indexes is None else indexes:
         try:
             pieces: list[Piece] = []
-            text = reader.pages[index].extract_text(visitor_text=lambda *piece: pieces.append(piece))  # noqa: B023
-            text = with_breaks(text, pieces)
+            page = reader.pages[index]
+            text = page.extract_text(visitor_text=lambda *piece: pieces.append(piece))  # noqa: B023
+            text = "\n\n".join(filter(None, (with_breaks(text, pieces), typed_text(page))))
             yield {"kind": "page", "index": index, "text": text[:most], "characters": len(text)}
         except Exception as error:  # a parser of hostile data may raise anything; one bad page must not cost the others
             yield {"kind": "lost", "index": index, "reason": describe(error)}
     try:
-        yield {"kind": "labels", "labels": _labels(reader)}
+        yield {"kind": "labels", "labels": page_labels(reader.root_object, count)}
     except Exception as error:  # as above
         yield {"kind": "labels", "labels": [], "reason": describe(error)}
 
@@ -51,8 +54,3 @@ def _unlock(reader: PdfReader, password: str | None) -> bool:
     from pypdf import PasswordType
 
     return any(reader.decrypt(p) != PasswordType.NOT_DECRYPTED for p in ("", password) if p is not None)
-
-
-def _labels(reader: PdfReader) -> list[str]:
-    """Read the labels the PDF defines; pypdf would make up "1", "2", ... for a PDF that defines none."""
-    return list(reader.page_labels) if "/PageLabels" in reader.root_object else []

@@ -67,6 +67,9 @@ def read(
         try:
             for message in process.read(data, reader, password=password, indexes=indexes, begun=begun):
                 room -= _take(reading, message, room)
+                if message.get("kind") == "opened" and reading.count is None:
+                    process.close()  # not believed: what it goes on to read would be for nothing
+                    break
         except ParserDiedError as error:
             death = f"it {error}"
         reason = death or reading.failure or "it ended early"

@@ -7,7 +7,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from infinipot_llm.documents.lines import block_at, blocks, trim, units
+from infinipot_llm.documents.lines import blocks, trim, units
 
 MAX_CHARACTERS = 600
 """Longest range that is given; longer sentences (legal clauses, tables read as prose) are cut at a clause or a word."""
@@ -70,28 +70,47 @@ def sentences(text: str, start: int, end: int) -> list[tuple[int, int]]:
     ]
 
 
-def sentence_at(text: str, offset: int, start: int, end: int) -> tuple[int, int]:
-    """Give the sentence that holds an offset: one of those that `sentences(text, start, end)` gives.
+class Sentences:
+    """The sentences of a stretch of text, found by a character that they hold; those that `sentences` gives.
 
-    Args:
-        text: The text.
-        offset: Offset of a character; one between two sentences gives the later, one after the last gives the last.
-        start: Offset of the first character that may belong to the sentence, usually that of the page.
-        end: Offset one past the last such character.
-
-    Raises:
-        ValueError: If the offset is not in [start, end], or nothing there is visible.
+    A block is cut when it is first asked for, and once: a text without blank lines is one block, however long.
     """
-    _check_range(text, start, end)
-    if not start <= offset <= end:
-        raise ValueError(f"offset {offset} is outside of [{start}, {end}]")
-    found = [
-        sentence
-        for unit in units(text, *block_at(text, offset, start, end))
-        for sentence in _sentences_of_unit(text, *unit)
-    ]
-    index = bisect_left(found, offset + 1, key=lambda sentence: sentence[1])
-    return found[min(index, len(found) - 1)]
+
+    def __init__(self, text: str, start: int, end: int) -> None:
+        """Look into text[start:end].
+
+        Raises:
+            ValueError: If [start, end) is reversed, lies outside of the text, or nothing there is visible.
+        """
+        _check_range(text, start, end)
+        self._text, self._start, self._end = text, start, end
+        self._blocks = list(blocks(text, start, end))
+        self._cut: dict[int, list[tuple[int, int]]] = {}
+        if not self._blocks:
+            raise ValueError(f"[{start}, {end}) of the text is blank")
+
+    def at(self, offset: int) -> tuple[int, int]:
+        """Return the sentence that holds a character; of one between two sentences the later, behind the last the last.
+
+        Raises:
+            ValueError: If the offset is not in [start, end].
+        """
+        if not self._start <= offset <= self._end:
+            raise ValueError(f"offset {offset} is outside of [{self._start}, {self._end}]")
+        number = _index_at(self._blocks, offset)
+        if number not in self._cut:
+            self._cut[number] = [
+                sentence
+                for unit in units(self._text, *self._blocks[number])
+                for sentence in _sentences_of_unit(self._text, *unit)
+            ]
+        found = self._cut[number]
+        return found[_index_at(found, offset)]
+
+
+def _index_at(ranges: list[tuple[int, int]], offset: int) -> int:
+    """Return the number of the range that holds an offset, or of the next one, or else of the last one."""
+    return min(bisect_left(ranges, offset + 1, key=lambda one: one[1]), len(ranges) - 1)
 
 
 def _check_range(text: str, start: int, end: int) -> None:

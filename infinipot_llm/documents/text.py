@@ -10,7 +10,6 @@ from infinipot_llm.errors import DocumentError
 
 # The longer marks first: the mark of UTF-32 LE begins with that of UTF-16 LE.
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
@@ -39,8 +38,9 @@ _MAX_WESTERN_SHARE = 0.25
 def decode_text(data: bytes, *, name: str) -> Extracted:
     """Decode a text file and split it into pages at form feeds.
 
-    UTF-8 is expected; UTF-16 and UTF-32 are recognised by their byte order mark. Text that is UTF-8 but for a few
-    damaged bytes gets replacement characters, and text of a Western European code page is read as such; both are noted.
+    UTF-8 is expected; UTF-16 and UTF-32 are recognised by their byte order mark. Text that is UTF-8, or marked as such,
+    but for damaged bytes gets replacement characters, and text of a Western European code page is read as such; both
+    are noted.
 
     Args:
         data: The content of the file, not empty.
@@ -57,11 +57,13 @@ def decode_text(data: bytes, *, name: str) -> Extracted:
                 raise DocumentError(
                     f"{name} is marked as {encoding} but is damaged: save it again as UTF-8 text."
                 ) from None
+    is_marked = data.startswith(codecs.BOM_UTF8)
+    data = data.removeprefix(codecs.BOM_UTF8)
     _refuse_binary(data, name)
     try:
         return split_pages(data.decode("utf-8"))
     except UnicodeDecodeError:
-        return _decode_damaged_or_western(data, name)
+        return _decode_damaged_or_western(data, name, is_marked=is_marked)
 
 
 def split_pages(text: str) -> Extracted:
@@ -84,11 +86,11 @@ def _refuse_binary(data: bytes, name: str) -> None:
         raise DocumentError(f"{name} looks like binary data, not text: only PDF and text files can be read.")
 
 
-def _decode_damaged_or_western(data: bytes, name: str) -> Extracted:
-    """Decode data that are not valid UTF-8, noting how; see `decode_text`."""
+def _decode_damaged_or_western(data: bytes, name: str, *, is_marked: bool) -> Extracted:
+    """Decode data that are not valid UTF-8, but perhaps marked as such, noting how; see `decode_text`."""
     lenient = data.decode("utf-8", "replace")
     damaged = lenient.count("\ufffd")
-    if sum(character > "\x7f" for character in lenient) - damaged > damaged:
+    if is_marked or sum(character > "\x7f" for character in lenient) - damaged > damaged:
         # More of its non-ASCII characters are right than wrong: UTF-8, cut or joined carelessly.
         note = f"{damaged} damaged characters are shown as \ufffd: the file is not valid UTF-8 throughout"
         extracted = split_pages(lenient)

@@ -7,7 +7,8 @@ An arm is named by what keeps the cache small:
     full        everything stays in the cache, which may be as large as the trained window
     recall      the question is not known while reading, and answered from the shelf (DocumentMemory.ask)
 
-Settings of PotConfig may follow, each behind a colon: infinipot:novelty_share=0:neighbours=8. So may positions=kept:
+Settings of PotConfig may follow, each behind a colon: infinipot:novelty_share=0:neighbours=8. The questions that stand
+in for an unknown one stand between bars: infinipot:catalysts=Who?|When and where?. So may positions=kept follow:
 slots that stay keep the positions that they were read at, as most methods do, instead of being counted anew.
 
 Of the arms that run a policy as its authors do, own:snapkv, own:tova, own:h2o and own:expected-attention read
@@ -21,6 +22,7 @@ from __future__ import annotations
 import copy
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -60,7 +62,7 @@ OWN: dict[str, Own] = {
 }
 """How the authors of a policy run it; the others have no way but the loop."""
 
-SETTINGS: dict[str, type[int] | type[float] | type[str]] = {
+SETTINGS: dict[str, Callable[[str], Any]] = {
     "budget": int,
     "kept": float,
     "novelty_share": float,
@@ -69,11 +71,12 @@ SETTINGS: dict[str, type[int] | type[float] | type[str]] = {
     "neighbour_weight": float,
     "sink_tokens": int,
     "catalyst_reduce": str,
+    "catalysts": lambda questions: tuple(questions.split("|")),
     "chunk": int,
     "recall": int,
     "recall_order": str,
 }
-"""Settings of PotConfig that an arm may change, and the type of each."""
+"""Settings of PotConfig that an arm may change, and what makes the value of each out of text."""
 
 STEP = 128
 """Tokens between two evictions of a rolling arm. Authors drop one token at a time, which is the same for a score that
@@ -287,7 +290,8 @@ class Examinee:
             return self._read_whole(key, arm, config, text, prefix, reserve)
         catalysts = [list(prompt.behind)]
         if not known:
-            catalysts = [self.llm.form.question(q) for q in self.llm.generic_questions(text.documents)]
+            questions = config.catalysts or self.llm.generic_questions(text.documents)
+            catalysts = [self.llm.form.question(q) for q in questions]
         if arm.own == "cut":
             text = cut_middle(text, config.budget - reserve - len(prefix))
         if arm.own == "rolling":

@@ -57,6 +57,9 @@ def test_clean_text_is_in_nfc(text: str) -> None:
         ("क्\u200dष", "क्\u200dष"),
         ("x² ½ ™ Ａ", "x² ½ ™ Ａ"),
         ("tab\tstays\n", "tab\tstays\n"),
+        ("N\bNA\bAM\bME\bE _\bd_\bi_\br \u2022\bo", "NAME dir o"),  # printed over one another: bold, underlined
+        ("first\x0bsecond\x1cthird", "first\nsecond\nthird"),  # a soft line break of word processors
+        ("o" + "\u0300\u0316" * 16, "\u00f2" + "\u0316" * 15 + "\u0300" * 14),
     ],
 )
 def test_clean(text: str, expected: str) -> None:
@@ -83,3 +86,11 @@ def test_printable(text: str, expected: str) -> None:
 
 def test_one_line() -> None:
     assert one_line("bad\nname\x1b[2J\t.pdf ") == "bad name .pdf"
+
+
+def test_many_marks_on_one_letter_are_cleaned_in_no_time() -> None:
+    """Normalising sorts them, in the square of their number: a small file hung the process."""
+    text = clean("a" + "\u0300" * 500_000 + "\u0316" * 500_000 + "b")
+    assert len(text) < 40
+    assert text[0] == "\u00e0"
+    assert text[-1] == "b"

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinipot_llm.documents.sentences import MAX_CHARACTERS, sentence_at, sentences
+from infinipot_llm.documents import sentences as sentences_module
+from infinipot_llm.documents.lines import units
+from infinipot_llm.documents.sentences import MAX_CHARACTERS, Sentences, sentences
 
 any_text = st.text(st.one_of(st.characters(), st.sampled_from("aB.!? \n\t。」1(-•\u0301\u00a0")), max_size=400)
 long_text = st.lists(
@@ -39,10 +43,10 @@ def test_the_sentence_at_an_offset_is_one_of_them(text: str, data: st.DataObject
     found = sentences(text, start, end)
     if not found:
         with pytest.raises(ValueError, match="blank"):
-            sentence_at(text, offset, start, end)
+            Sentences(text, start, end).at(offset)
         return
     expected = next(((s, e) for s, e in found if e > offset), found[-1])
-    assert sentence_at(text, offset, start, end) == expected
+    assert Sentences(text, start, end).at(offset) == expected
 
 
 def test_wrapped_lines_end_nothing_and_blank_lines_do() -> None:
@@ -167,8 +171,8 @@ def test_ranges_outside_of_the_text_are_refused(start: int, end: int) -> None:
 
 def test_an_offset_outside_of_its_page_is_refused() -> None:
     with pytest.raises(ValueError, match="outside of"):
-        sentence_at("One. Two.", 8, 0, 4)
-    assert sentence_at("One. Two.", 4, 0, 9) == (5, 9)
+        Sentences("One. Two.", 0, 4).at(8)
+    assert Sentences("One. Two.", 0, 9).at(4) == (5, 9)
 
 
 @pytest.mark.timeout(30)
@@ -176,3 +180,18 @@ def test_an_offset_outside_of_its_page_is_refused() -> None:
 def test_hostile_repetition_takes_no_long_time(filler: str) -> None:
     text = "Start " + filler + " end of it"
     assert text[: sentences(text, 0, len(text))[0][1]].startswith("Start")
+
+
+def test_a_block_is_cut_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text without blank lines is one block: cut anew for every sentence, a question took seconds."""
+    cuts: list[tuple[int, int]] = []
+
+    def counted(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        cuts.append((start, end))
+        return units(text, start, end)
+
+    monkeypatch.setattr(sentences_module, "units", counted)
+    text = "One. Two.\nThree.\n\nFour. Five."
+    found = Sentences(text, 0, len(text))
+    assert {text[slice(*found.at(i))] for i in range(len(text) + 1)} == {"One.", "Two.", "Three.", "Four.", "Five."}
+    assert cuts == [(0, 16), (18, 29)]

@@ -51,6 +51,16 @@ def test_utf8_with_a_damaged_byte_keeps_its_other_letters() -> None:
     assert document.notes == ("1 damaged characters are shown as \ufffd: the file is not valid UTF-8 throughout",)
 
 
+def test_a_marked_file_with_a_damaged_end_is_read() -> None:
+    """A file that is still being written, say; without the mark it was read, with it refused."""
+    document = Document.from_bytes(b"\xef\xbb\xbf" + "Grüße aus Köln ä".encode()[:-1], name="x.txt")
+    assert document.text == "Grüße aus Köln \ufffd"
+    assert "not valid UTF-8" in document.notes[0]
+    assert Document.from_bytes(b"\xef\xbb\xbfa\xff", name="x.txt").text == "a\ufffd"  # never taken for Windows-1252
+    with pytest.raises(DocumentError, match="binary"):
+        Document.from_bytes(b"\xef\xbb\xbfa\x00b", name="x.txt")
+
+
 @pytest.mark.parametrize("encoding", ["shift_jis", "cp1251", "euc_kr"])
 def test_other_code_pages_are_refused_rather_than_garbled(encoding: str) -> None:
     words = {"shift_jis": "日本語の文書です。", "cp1251": "Это русский текст.", "euc_kr": "한국어 문서입니다."}

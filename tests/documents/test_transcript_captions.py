@@ -193,6 +193,15 @@ def test_long_text_is_divided_so_that_times_stay_useful() -> None:
         ("WEBVTT\n\n00:03.000 --> 00:04.000\nB.\n\n00:01.000 --> 00:02.000\nA.", "a.vtt", "A. B.", "were put into it"),
         ("WEBVTT\n\n00:01.000 --> 00:02.000\n<v >A</v> <b", "a.vtt", "A <b", None),
         ("1\n00:00:01,000 --> 00:00:02,000\nA\n\nB\\NC", "a.srt", "A B C", None),
+        (
+            "WEBVTT\n\n00:01.000 --> 00:02.000\nTwo parts:\n\n- buy\n- sell\n\nNOTE no\n\n"
+            "1\n00:03.000 --> 00:04.000\nBye.",
+            "a.vtt",
+            "Two parts: - buy - sell Bye.",
+            None,
+        ),
+        ("00:00:01,000 --> 00:00:02,000\nA\n\nB", "a.srt", "A B", None),
+        ("WEBVTT\n\n00:01.000 --> 00:02.000\nGo to Tools --> Options.", "a.vtt", "Go to Tools → Options.", None),
     ],
 )
 def test_careless_files_are_read_as_far_as_can_be(text: str, name: str, result: str, notes: str | None) -> None:
@@ -299,3 +308,16 @@ def test_the_parser_is_imported_for_captions_only() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_affiliations_and_roles_stay_in_the_text() -> None:
+    """They were dropped with the label, although they answer who somebody is."""
+    cues = ["Keith Weiss, Morgan Stanley: Where were you?", "Amy Hood (Chief Financial Officer): At home.", "Alone.",
+            "Keith Weiss: When?", "Amy Hood: Then."]  # fmt: skip
+    text = "WEBVTT\n\n" + "\n\n".join(f"00:0{i}.000 --> 00:0{i}.900\n{cue}" for i, cue in enumerate(cues))
+    document = read(text, "a.vtt")
+    assert document.text.split("\n\n") == [
+        "Keith Weiss, Morgan Stanley: Where were you?", "Amy Hood (Chief Financial Officer): At home. Alone.",
+        "Keith Weiss: When?", "Amy Hood: Then.",
+    ]  # fmt: skip
+    assert [turn.speaker for turn in document.turns] == ["Keith Weiss", "Amy Hood"] * 2

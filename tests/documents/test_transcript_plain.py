@@ -77,6 +77,7 @@ def test_other_text_files_are_not_searched(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"board{suffix}"
     path.write_text(TALK)
     assert Document.from_file(path).turns == ()
+    assert Document.from_bytes(TALK.encode(), name=path.name).turns == ()  # the same bytes, the same document
 
 
 LINES = [

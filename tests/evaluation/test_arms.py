@@ -141,6 +141,21 @@ def test_settings_behind_a_name_are_used(llm: InfiniPot) -> None:
     assert few.cycles > Examinee(llm).answer(parse_arm("streaming:kept=0.2"), TEXT, asked, max_new_tokens=8).cycles
 
 
+def test_questions_behind_a_name_stand_in_for_the_unknown_one(llm: InfiniPot) -> None:
+    """The same pot as a configuration with these questions makes, and another one than the built-in set makes."""
+    asked, arm = prompt(llm), parse_arm("infinipot:catalysts=Which mill?|60 60 60 60")
+    assert dict(arm.changes) == {"catalysts": ("Which mill?", "60 60 60 60")}
+    configured = InfiniPot(llm.adapter, llm.form.codec, replace(llm.config, catalysts=("Which mill?", "60 60 60 60")))
+    held = []
+    for engine, one in ((llm, arm), (configured, parse_arm("infinipot")), (llm, parse_arm("infinipot"))):
+        examinee = Examinee(engine)
+        examinee.answer(one, TEXT, asked, max_new_tokens=4, hidden=True)
+        assert examinee._state is not None
+        held.append(examinee._state.pot.origin.clone())
+    assert torch.equal(held[0], held[1])
+    assert not torch.equal(held[0], held[2])
+
+
 def test_rolling_drops_little_and_often(llm: InfiniPot) -> None:
     long = TEXT * 2
     asked = prompt(llm)
@@ -343,6 +358,7 @@ def test_the_middle_is_cut_out(llm: InfiniPot) -> None:
         ("infinipot:positions=odd", "has a setting 'positions=odd'"),
         ("full:positions=kept", "is for policies inside the loop"),
         ("infinipot:catalyst_reduce=mean", "give 'sum' or 'max'"),
+        ("infinipot:catalysts=Who?|", "catalysts holds an empty question"),
     ],
 )
 def test_a_name_that_means_nothing_is_refused(name: str, sentence: str) -> None:
