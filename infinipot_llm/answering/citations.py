@@ -42,14 +42,23 @@ REFUSAL_CHARACTERS = 160
 """An answer that refuses says so at once; later it may quote that somebody found nothing."""
 
 _SOURCE = r"(?:the|this) (?:given |provided )?(?:document|text|report|context|passage)"
+_NOT = r"(?:(?:does|do|did) not|(?:does|do|did)n['’]t)"
 _REFUSAL = re.compile(
     rf"\bnot (?:\w+ ){{0,2}}(?:in|by) {_SOURCE}\b"
-    rf"|\b{_SOURCE} (?:(?:does|do|did) not|(?:does|do|did)n['’]t)\b"
+    rf"|\b{_SOURCE} {_NOT} (?:\w+ly )?(?:say|mention|state|specify|tell|answer|discuss|address)\b"
+    rf"|\b{_SOURCE} {_NOT} (?:\w+ly )?(?:contain|provide|give|include|have) (?:\w+ ){{0,2}}"
+    r"(?:information|details?|answers?|mention|data)\b"
+    rf"|\b{_SOURCE} {_NOT} (?:provide|tell|give) (?:this|that|it)\b"
+    rf"|^\W*it {_NOT} (?:say|mention|state|specify|tell)\b"
     r"|^\W*(?:(?:it|this|that) (?:is|was) )?not (?:mentioned|stated|specified|provided|given|found)\b"
-    r"|\b(?:cannot|can['’]t|could not) be (?:found|determined|answered)\b"
-    r"|\b(?:does not|doesn['’]t) (?:say|mention|state|specify|provide|tell|contain)\b"
-    r"|\bno (?:information|mention)\b"
-    r"|\bI (?:do not|don['’]t|cannot|can['’]t) (?:know|find|answer)\b"
+    r"(?=\W*$|[.,;!]| here\b| anywhere\b)"
+    rf"|\b(?:cannot|can['’]t|could not) be (?:found|determined|answered)\b"
+    rf"(?=\W*$|[.!]| (?:from|with|based|using)\b| (?:in|by) {_SOURCE})"
+    r"|\b(?:is|are|there['’]s) no (?:information|mention|details?|answer)\b"
+    rf"|\b{_SOURCE} (?:contains|provides|gives|has|had) no (?:information|mention|details?|answer)\b"
+    r"|^\W*no (?:information|mention|details?)\b(?=\W*$|[.!]| (?:is|are|was|were) (?:given|provided|available|found)\b"
+    r"| (?:about|on|of|regarding)\b)"
+    r"|(?:^|[.!,:;] )I (?:do not|don['’]t|cannot|can['’]t) (?:know|find|answer)\b"
     r"|문서에 (?:없|나와 있지 않)|記載(?:されて|がありません|はありません)"
     r"|文[档中书]*(?:没有|未)提[到及]|غير مذكور|لا (?:يذكر|تذكر)",
     re.IGNORECASE,

@@ -6,6 +6,7 @@ The pot goes in as the cache it is; the question's tokens are the only new input
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,8 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextStreamer,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from infinipot_llm.answering.answer import FinishReason
 from infinipot_llm.errors import QuestionError, QuestionTooLongError
@@ -29,6 +30,9 @@ from infinipot_llm.models.text import TextCodec
 from infinipot_llm.pot.pot import Pot
 
 OnText = Callable[[str], None]
+
+# Up to the last blank, or the last character of a script that has none.
+_FINISHED = re.compile("(?s:.*)[\\s\u1100-\u11ff\u2e80-\ud7af\uf900-\ufaff\uff00-\uffef]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ def decode(
     """
     check_room(pot, question, sampling)
     ids = torch.tensor([list(question)], dtype=torch.long, device=adapter.device)  # [1, Q]
-    feed = _Feed(codec.tokenizer, on_text, sampling.stop) if on_text is not None else None
+    feed = _Feed(codec, on_text, sampling.stop) if on_text is not None else None
     with adapter.lock, pot.scratch():
         said = generate(adapter, codec, pot.cache, ids, sampling, feed=feed, cancelled=cancelled, processors=processors)
     return said[0]
@@ -134,7 +138,7 @@ def generate(
     ids: Tensor,
     sampling: Sampling,
     *,
-    feed: TextStreamer | None = None,
+    feed: BaseStreamer | None = None,
     cancelled: Callable[[], bool] | None = None,
     processors: Sequence[LogitsProcessor] = (),
 ) -> list[Decoded]:
@@ -199,30 +203,44 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
-class _Feed(TextStreamer):
-    """Hands decoded text to a callback, holding back what may turn out to be the start of a stop string."""
+class _Feed(BaseStreamer):
+    """Hands decoded text to a callback, word by word: at every moment the pieces are a beginning of the whole text.
 
-    def __init__(self, tokenizer: Any, on_text: OnText, stop: Sequence[str]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    All tokens are decoded together each time, as the answer is: some tokenizers take a blank away from the beginning of
+    whatever is decoded. What may still change is held back: a word that is not finished (in scripts without blanks,
+    half a character), and what may be the start of a stop string.
+    """
+
+    def __init__(self, codec: TextCodec, on_text: OnText, stop: Sequence[str]) -> None:
+        self.codec = codec
         self.on_text = on_text
         self.stop = stop
-        self.held = ""
-        self.done = False
+        self.ids: list[int] = []
+        self.told = ""
+        self.asked = False
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass on what is certain (called by the library with each piece)."""
-        if self.done:
+    def put(self, value: Tensor) -> None:
+        """Take a token; the first call brings the prompt."""
+        if not self.asked:
+            self.asked = True
             return
-        self.held += text
-        ready, stopped = cut_at_stop(self.held, self.stop)
-        if stopped:
-            self.done = True
-        elif not stream_end:
-            keep = max((n for s in self.stop for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
-            ready = self.held[: len(self.held) - keep]
-        self.held = self.held[len(ready) :]
-        if ready:
-            self.on_text(ready)
+        self.ids += value.reshape(-1).tolist()
+        self._tell(ended=False)
+
+    def end(self) -> None:
+        """Tell what was held back."""
+        self._tell(ended=True)
+
+    def _tell(self, *, ended: bool) -> None:
+        text, stopped = cut_at_stop(self.codec.decode(self.ids), self.stop)
+        if not stopped and not ended:
+            finished = _FINISHED.match(text.rstrip("\ufffd"))
+            text = finished.group() if finished else ""
+            keep = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+            text = text[: len(text) - keep]
+        if len(text) > len(self.told) and text.startswith(self.told):
+            piece, self.told = text[len(self.told) :], text
+            self.on_text(piece)
 
 
 class _Cancelled(StoppingCriteria):

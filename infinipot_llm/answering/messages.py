@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import cycle, groupby
 from typing import Any
 
-from infinipot_llm.answering.prompt import BEFORE_DOCUMENT, Message, Prompt, PromptForm, leading_ids
-from infinipot_llm.documents.clean import clean
+from infinipot_llm.answering.prompt import BEFORE_DOCUMENT, Message, Prompt, PromptForm, leading_ids, rendered
+from infinipot_llm.documents.clean import clean, describe
 from infinipot_llm.errors import QuestionError
 
 _DOCUMENT = "<<document 5f0c>>"
@@ -109,10 +109,9 @@ def _rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
         for m in messages:
             lines.append({"system": "{}\n\n", "user": "{}\nAnswer:", "assistant": " {}\n\n"}[m.role].format(m.text))
         return "".join(lines)
-    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     said = [{"role": m.role, "content": m.text} for m in messages]
     try:
-        whole = str(tokenizer.apply_chat_template(said, **settings))
+        whole = rendered(tokenizer, said)
         if all(m.text in whole for m in messages):
             return whole
     except Exception:  # templates raise whatever their author chose when a role is not supported
@@ -121,6 +120,6 @@ def _rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
         system, said = said[0]["content"], said[1:]
         said[0]["content"] = f"{system}\n\n{said[0]['content']}"
     try:
-        return str(tokenizer.apply_chat_template(said, **settings))
+        return rendered(tokenizer, said)
     except Exception as error:
-        raise QuestionError(f"this model's chat template does not take these messages: {error}.") from error
+        raise QuestionError(f"this model's chat template does not take these messages: {describe(error)}.") from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from infinipot_llm.documents.clean import clean
+from infinipot_llm.documents.clean import clean, describe
 from infinipot_llm.errors import ModelError, QuestionError
 from infinipot_llm.models.text import TextCodec
 
@@ -62,6 +62,10 @@ GENERIC = {
     ),
 }
 """Questions that stand in for the unknown ones, per language of the document (models/text never translates)."""
+
+
+DATE = "26 Jul 2024"
+"""What chat templates that ask for it are told to be today: the date that Llama's have where they cannot ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,18 +197,36 @@ class PromptForm:
 
 
 def _render(tokenizer: Any, system: str, *turns: str) -> str:
-    """Apply the chat template to turns of user and assistant; where it knows no system role, that opens the first."""
-    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    """Apply the chat template to turns of user and assistant; where it knows no system role, that opens the first.
+
+    Raises:
+        ModelError: The template takes neither.
+    """
     said = [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]
-    messages = [{"role": "system", "content": system}, *said]
     try:
-        whole = tokenizer.apply_chat_template(messages, **settings)
-    except Exception:  # templates raise whatever their author chose when a role is not supported
-        whole = None
-    if whole is None or system not in whole:
-        said[0]["content"] = f"{system}\n\n{turns[0]}"
-        whole = tokenizer.apply_chat_template(said, **settings)
-    return str(whole)
+        whole = rendered(tokenizer, [{"role": "system", "content": system}, *said])
+        if system in whole:
+            return whole
+    except Exception:  # noqa: S110 - templates raise whatever their author chose when a role is not supported
+        pass
+    said[0]["content"] = f"{system}\n\n{turns[0]}"
+    try:
+        return rendered(tokenizer, said)
+    except Exception as error:
+        raise ModelError(f"this model's chat template cannot be used: {describe(error)}.") from error
+
+
+def rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Apply the chat template to messages, up to the start of the answer.
+
+    Templates that write today's date (Llama 3.2, SmolLM3) are told the same one every day: the prompt stands before
+    the document, and what was read behind another one could not be asked tomorrow.
+    """
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = f"{{%- macro strftime_now(format) -%}}{DATE}{{%- endmacro -%}}{template}"
+    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    return str(tokenizer.apply_chat_template(messages, chat_template=template, **settings))
 
 
 def leading_ids(tokenizer: Any) -> list[int]:

@@ -11,7 +11,10 @@ from conftest import byte_tokenizer, tiny_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scripted import dictated
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
+from infinipot_llm.answering import decode as decode_module
 from infinipot_llm.answering.decode import Decoded, Sampling, cut_at_stop, decode
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
@@ -56,6 +59,32 @@ def test_an_answer_ends_at_the_end_token(filled: tuple[Adapter, Pot]) -> None:
         said, pieces = say(filled, [*CODEC.untrusted(" It was 1903. "), end])
         assert said == Decoded((*CODEC.untrusted(" It was 1903. "), end), "It was 1903.", "stop")
         assert "".join(pieces) == " It was 1903. "
+
+
+def sentencepiece_like() -> TextCodec:
+    """A tokenizer as Llama 2 has: its decoder takes a blank away from the beginning of whatever it is given."""
+    vocabulary = {"<unk>": 0, "</s>": 1, "▁": 2, **{f"<0x{byte:02X}>": 3 + byte for byte in range(256)}}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(parts)
+    return TextCodec(PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>"))
+
+
+@pytest.mark.parametrize("text", ["def f():\n    return 1\n\n  - a b", "東京は 日本", " one", "한\n 국 어", "x\n\n y "])
+@pytest.mark.parametrize("stop", [(), ("return",)])
+def test_pieces_are_the_answer_whatever_the_tokenizer_does_to_beginnings(text: str, stop: tuple[str, ...]) -> None:
+    """Decoded line by line, as transformers streams, every line lost a blank of its indentation."""
+    codec = sentencepiece_like()
+    ids, pieces = codec.untrusted(text), list[str]()
+    feed = decode_module._Feed(codec, pieces.append, stop)
+    feed.put(torch.tensor([codec.untrusted("question")]))
+    for token in ids:
+        feed.put(torch.tensor([token]))
+        assert codec.decode(ids).startswith("".join(pieces))
+    feed.end()
+    assert "".join(pieces) == cut_at_stop(codec.decode(ids), stop)[0]
+    assert all("\ufffd" not in piece for piece in pieces)
 
 
 def test_an_answer_ends_at_its_limit(filled: tuple[Adapter, Pot]) -> None:

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from infinipot_llm.answering.messages import prompt_of
 from infinipot_llm.answering.prompt import (
     BEFORE_DOCUMENT,
     BEFORE_QUESTION,
     GENERIC,
     INSTRUCTION,
     SYSTEM,
+    Message,
     PromptForm,
 )
 from infinipot_llm.documents import Document, Page
@@ -255,3 +257,29 @@ def test_a_turn_that_looks_like_a_placeholder_is_only_text() -> None:
 def test_a_template_that_changes_an_answer_is_refused(change: str) -> None:
     with pytest.raises(ModelError, match="does not keep"):
         form_of(CHAT.replace("{{ m.content }}", change))
+
+
+DATED = (
+    "{% set today = strftime_now('%d %b %Y') if strftime_now is defined else 'no date' %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }} on {{ today }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_prompt_is_the_same_on_another_day() -> None:
+    """Llama 3.2's template writes the date: what was read before midnight could not be asked after it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = DATED
+    codec = TextCodec(tokenizer)
+    form = PromptForm.for_tokenizer(codec)
+    assert "system on 26 Jul 2024" in codec.tokenizer.decode(form.prefix)
+    talk = [Message("user", "When?")]
+    before = codec.tokenizer.decode(prompt_of(form, talk, document=True).before)
+    assert "user on 26 Jul 2024" in before
+
+
+def test_a_template_that_takes_nothing_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('Only tools may speak.') }}"
+    with pytest.raises(ModelError, match="chat template cannot be used: TemplateError: Only tools may speak"):
+        PromptForm.for_tokenizer(TextCodec(tokenizer))
