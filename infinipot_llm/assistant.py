@@ -11,6 +11,7 @@ not fit is taken for a document too (`stuffed.py`).
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any, Literal
 from infinipot_llm.answering.answer import Answer
 from infinipot_llm.answering.compose import Ready, compose
 from infinipot_llm.answering.decode import Sampling
-from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidied
+from infinipot_llm.answering.messages import prompt_of, tidied, turns_of, without_oldest
 from infinipot_llm.answering.prompt import Message, Prompt
 from infinipot_llm.collection import Collection, telling
 from infinipot_llm.documents import Document
@@ -284,9 +285,14 @@ class Assistant:
         whole = not tokens or (held is None and free(prompt) >= tokens and config.followup != "reread")
         beside = tokens if whole else min(config.recall, (config.budget - limit) // 2) if held is None else 0
         dropped = 0
-        while free(prompt) < beside and (shorter := last_turns_dropped(talk)) is not None:
-            talk, dropped = shorter, dropped + 1
-            prompt = prompt_of(form, talk, document=tokens > 0, asked=asked)
+        if free(prompt) < beside and (turns := turns_of(talk)):
+
+            def shorter(count: int) -> Prompt:
+                return prompt_of(form, without_oldest(talk, count), document=tokens > 0, asked=asked)
+
+            # As few as may be; rendered some times, not once for every turn of a long conversation.
+            dropped = 1 + bisect_left(range(1, turns), True, key=lambda count: free(shorter(count)) >= beside)
+            prompt = shorter(dropped)
         least = beside if whole else min(beside, SPAN)  # a long question takes from what is recalled first
         if max_new_tokens is None and free(prompt) < least:
             limit = max(1, limit + free(prompt) - least)

@@ -63,6 +63,8 @@ class Collection:
         if not documents:
             raise DocumentError("no document was given: name at least one.")
         key = tuple(f"{d.content_hash} {d.name}" for d in documents)
+        if (known := self._open(documents, key)) is not None:
+            return known, 0
         read = 0
         memories = []
         with held(self._reading, cancelled):
@@ -92,6 +94,14 @@ class Collection:
         if memory is None:
             raise DocumentError(f"no memory of {document_id[:12]}... is known here: give the document itself once.")
         return memory.documents[0]
+
+    def _open(self, documents: Sequence[Document], key: tuple[str, ...]) -> DocumentMemory | None:
+        """Return the memory of documents that is open: whoever asks for it does not wait for another's reading."""
+        with self._keeping:
+            found = self._memories.get(key if len(documents) > 1 else (documents[0].content_hash,))
+        if found is None or [d.name for d in found.documents] != [d.name for d in documents]:
+            return None
+        return self._kept(key if len(documents) > 1 else (documents[0].content_hash,), found)
 
     def _one(
         self, document: Document, progress: Any, cancelled: Callable[[], bool] | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from infinipot_llm.config import PotConfig
 from infinipot_llm.engine import InfiniPot
+from infinipot_llm.memory import waiting
 from infinipot_llm.memory.store import STORE_VARIABLE
 from infinipot_llm.models import catalogue
 from infinipot_llm.models.adapter import Adapter
@@ -139,6 +141,15 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(STORE_VARIABLE, str(tmp_path_factory.mktemp("store")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An answer that was cancelled ends before the next test begins."""
+    executor = ThreadPoolExecutor(64)
+    monkeypatch.setattr(waiting, "_ANSWERING", executor)
+    yield
+    executor.shutdown(wait=True)
 
 
 @pytest.fixture(scope="session")

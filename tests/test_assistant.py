@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,44 @@ def test_an_answer_can_follow_a_schema(assistant: Assistant) -> None:
     for documents in ([], [SHORT], [LONG]):
         reply = assistant.respond(ASK, documents, schema=schema, max_new_tokens=24)
         assert json.loads(reply.answer.text)["year"] in (1801, 1802)
+
+
+def test_an_open_document_does_not_wait_for_the_reading_of_another(assistant: Assistant) -> None:
+    known, tokens = assistant.collection.memory([LONG])
+    assert tokens > 0
+    done = threading.Event()
+
+    def ask() -> None:
+        again, tokens = assistant.collection.memory([LONG])
+        assert (again, tokens) == (known, 0)
+        done.set()
+
+    with assistant.collection._reading:  # somebody is reading something else
+        threading.Thread(target=ask, daemon=True).start()
+        assert done.wait(20)
+    renamed = assistant.collection.memory([replace(LONG, name="of another name")])[0]
+    assert renamed.documents[0].name == "of another name"
+
+
+def test_a_long_conversation_is_rendered_a_few_times(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for every turn that is dropped took minutes."""
+    rendered: list[int] = []
+    real = assistant_module.prompt_of
+
+    def counted(form: Any, messages: Any, **options: Any) -> Any:
+        rendered.append(len(messages))
+        return real(form, messages, **options)
+
+    monkeypatch.setattr(assistant_module, "prompt_of", counted)
+    talk = [Message("user" if i % 2 == 0 else "assistant", f"Words of turn {i}.") for i in range(201)]
+    reply = assistant.respond(talk)
+    assert len(rendered) < 12
+    (note,) = reply.answer.notes
+    dropped = int(note.split()[0])
+    form, room = assistant.llm.form, CONFIG["budget"] - CONFIG["max_new_tokens"]
+    fits = [len(p.before) + len(p.behind) <= room for p in
+            (real(form, talk[2 * n :], document=False) for n in (dropped - 1, dropped))]  # fmt: skip
+    assert fits == [False, True]
 
 
 def test_two_threads_that_want_a_document_read_it_once(assistant: Assistant) -> None:

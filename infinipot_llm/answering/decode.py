@@ -34,6 +34,9 @@ OnText = Callable[[str], None]
 # Up to the last blank, or the last character of a script that has none.
 _FINISHED = re.compile("(?s:.*)[\\s\u1100-\u11ff\u2e80-\ud7af\uf900-\ufaff\uff00-\uffef]")
 
+LEAST_TEMPERATURE = 1e-4
+"""Logits divided by less than that leave the range of their numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -66,10 +69,12 @@ class Sampling:
                 raise QuestionError(f"{name} is {getattr(self, name)!r}: give a number.")
         if not all(isinstance(s, str) for s in self.stop):
             raise QuestionError("stop holds something that is no text: give texts that end the answer.")
-        if self.seed is not None and not isinstance(self.seed, int):
-            raise QuestionError(f"seed is {self.seed!r}: give a whole number, or None.")
-        if not 0.0 <= self.temperature < math.inf:
-            raise QuestionError(f"the temperature is {self.temperature}: give 0 for greedy decoding, or more.")
+        if self.seed is not None and not (isinstance(self.seed, int) and abs(self.seed) < 2**63):
+            raise QuestionError(f"seed is {self.seed!r}: give a whole number of less than 64 bits, or None.")
+        if not 0.0 <= self.temperature < math.inf or 0.0 < self.temperature < LEAST_TEMPERATURE:
+            raise QuestionError(
+                f"the temperature is {self.temperature}: give 0 for greedy decoding, or at least {LEAST_TEMPERATURE}."
+            )
         if not 0.0 < self.top_p <= 1.0:
             raise QuestionError(f"top_p is {self.top_p}: give a share above 0, up to 1.")
 

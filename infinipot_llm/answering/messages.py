@@ -42,11 +42,15 @@ def tidied(messages: Sequence[Message]) -> list[Message]:
     return [*([Message("system", system)] if system else []), *turns]
 
 
-def last_turns_dropped(messages: Sequence[Message]) -> list[Message] | None:
-    """Return a tidied conversation without its oldest question and answer; None when only the question is left."""
+def turns_of(messages: Sequence[Message]) -> int:
+    """Return how many questions with their answers stand before the last question of a tidied conversation."""
+    return sum(m.role == "assistant" for m in messages)
+
+
+def without_oldest(messages: Sequence[Message], count: int) -> list[Message]:
+    """Return a tidied conversation without so many of its oldest questions and answers."""
     head = [m for m in messages if m.role == "system"]
-    turns = list(messages[len(head) :])
-    return [*head, *turns[2:]] if len(turns) > 2 else None
+    return [*head, *messages[len(head) + 2 * count :]]
 
 
 def prompt_of(form: PromptForm, messages: Sequence[Message], *, document: bool, asked: str | None = None) -> Prompt:

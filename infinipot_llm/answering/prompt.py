@@ -169,14 +169,32 @@ class PromptForm:
         Raises:
             QuestionError: The question is empty.
         """
+        return self.latest(turns, question, None)[1]
+
+    def latest(
+        self, turns: Sequence[tuple[str, str]], question: str, most: int | None
+    ) -> tuple[list[tuple[str, str]], list[int]]:
+        """Return the last turns that fit in front of a question, and the tokens of them all behind the document.
+
+        Args:
+            turns: As in `conversation`.
+            question: As in `conversation`.
+            most: Tokens that turns and question may take; the question is there even where it takes more. None: any.
+
+        Raises:
+            QuestionError: The question is empty.
+        """
         asked = self.question(question)
-        if not turns:
-            return asked
-        ids = list(self.before_question)
-        for said, answer in ((clean(said), clean(answer)) for said, answer in turns):
-            ids += [*self.codec.untrusted(said.strip()), *self.after_question]
-            ids += [*self.codec.untrusted(answer.strip() if self.chat else f" {answer.strip()}"), *self.between]
-        return ids + asked[len(self.before_question) :]
+        kept: list[list[int]] = []  # newest first
+        left = None if most is None else most - len(asked)
+        for said, answer in ((clean(said).strip(), clean(answer).strip()) for said, answer in reversed(turns)):
+            ids = [*self.codec.untrusted(said), *self.after_question]
+            ids += [*self.codec.untrusted(answer if self.chat else f" {answer}"), *self.between]
+            if left is not None and (left := left - len(ids)) < 0:
+                break
+            kept.append(ids)
+        ids = [i for turn in reversed(kept) for i in turn]
+        return list(turns[len(turns) - len(kept) :]), [*self.before_question, *ids, *asked[len(self.before_question) :]]
 
     def looked_for(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
         """Return what passages are looked for with: the question behind as many of the turns before it as fit.
@@ -188,12 +206,7 @@ class PromptForm:
         Raises:
             QuestionError: The question is empty.
         """
-        turns = list(turns)
-        asked = self.conversation(turns, question)
-        while turns and len(asked) > QUERY_TOKENS:
-            turns = turns[1:]
-            asked = self.conversation(turns, question)
-        return asked
+        return self.latest(turns, question, QUERY_TOKENS)[1]
 
 
 def _render(tokenizer: Any, system: str, *turns: str) -> str:

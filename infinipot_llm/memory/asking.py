@@ -41,17 +41,15 @@ def usual_prompt(
         recall: Tokens to bring back; None: as the configuration says.
     """
     check_recall(recall)
+    if max_new_tokens is not None:
+        Sampling(max_new_tokens)  # refused before it is counted with
     config, form = memory.config, memory.setup.form
     question = clean(question)
     filled = memory.pot.length if how == "reuse" else len(form.prefix)
     room = config.budget - filled - (max_new_tokens or config.max_new_tokens)
     if how != "reuse":
         room -= min(recall or config.recall, room // 2)
-    turns = list(history)
-    asked = form.conversation(turns, question)
-    while turns and len(asked) > room:
-        turns = turns[1:]
-        asked = form.conversation(turns, question)
+    turns, asked = form.latest(list(history), question, room)
     dropped = len(history) - len(turns)
     left_out = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
     notes = [f"{dropped} earlier {left_out} left out."] if dropped else []
@@ -159,8 +157,8 @@ def check_recall(tokens: int | None) -> None:
     Raises:
         QuestionError: It is less.
     """
-    if tokens is not None and tokens < 1:
-        raise QuestionError(f"{tokens} tokens cannot be recalled: give recall a whole number of at least 1.")
+    if tokens is not None and (not isinstance(tokens, int) or tokens < 1):
+        raise QuestionError(f"{tokens!r} tokens cannot be recalled: give recall a whole number of at least 1.")
 
 
 def check_passages(passages: Sequence[Passage] | None, how: str, tokens: int) -> None:

@@ -83,12 +83,18 @@ def labelled(document: Document, lines: Sequence[str]) -> list[Labelled]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            question, answers, page = str(row["question"]), [str(a) for a in row["answers"]], row.get("page")
-            where = document.pages[int(page) - 1] if page is not None else None
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            question, answers, page = row["question"], row["answers"], row.get("page")
+            texts = [question, *answers] if isinstance(answers, list) else []
+            good = len(texts) > 1 and all(isinstance(text, str) and text.strip() for text in texts)
+            good = good and (page is None or (type(page) is int and 1 <= page <= len(document.pages)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
             raise DocumentError(
-                f"line {number} of the questions is no JSON object with question, answers and a page of the document."
-            ) from error
+                f"line {number} of the questions is no JSON object with a question, a list of answers, and a page of "
+                "the document (from 1) or none."
+            )
+        where = None if page is None else document.pages[page - 1]
         low, high = (where.start, where.end) if where else (0, len(document.text))
         places = [(at, at + len(a)) for a in answers if (at := document.text.find(a, low, high)) >= 0]
         if places:

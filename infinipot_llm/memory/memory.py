@@ -182,7 +182,7 @@ class DocumentMemory:
         """
         how = self._how(followup)
         prompt, limit, notes = usual_prompt(self, how, question, history, max_new_tokens, recall)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         sampling = Sampling(limit, temperature, top_p, stops, seed)
         return self.answer(
             prompt, sampling, followup=how, recall=recall, passages=passages, notes=notes, citations=citations,
@@ -228,11 +228,13 @@ class DocumentMemory:
             QuestionError: A question is empty, an option is out of range, question and answer do not fit, or the memory
                 has no shelf.
         """
+        if isinstance(questions, str):
+            raise QuestionError("questions is one text: give a list of questions, or use `ask`.")
         if together < 1:
             raise QuestionError(f"together is {together}: give a whole number of at least 1.")
         self._how("recall")
         together = together if fits_together(self._adapter) else 1
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         prompts = [usual_prompt(self, "recall", question, (), max_new_tokens, recall) for question in questions]
         groups: dict[int, list[int]] = {}
         for number, (prompt, limit, _) in enumerate(prompts):  # a long question leaves its answer less

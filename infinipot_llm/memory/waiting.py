@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from infinipot_llm.errors import GoneError
+
+_ANSWERING = ThreadPoolExecutor(64, thread_name_prefix="infinipot-answer")
+"""Where answers are waited for: in an event loop's own executor they would stand before its look-ups of names."""
 
 T = TypeVar("T")
 Ask = Callable[..., T]
@@ -85,8 +91,11 @@ def pieces(ask: Ask[Any]) -> Iterator[str]:
 async def awaited(ask: Ask[T]) -> T:
     """Wait for an answer; cancelling the task ends the decoding."""
     gone = threading.Event()
+    context = contextvars.copy_context()
     try:
-        return await asyncio.to_thread(ask, cancelled=gone.is_set)
+        return await asyncio.get_running_loop().run_in_executor(
+            _ANSWERING, partial(context.run, partial(ask, cancelled=gone.is_set))
+        )
     finally:
         gone.set()
 

@@ -34,8 +34,8 @@ class _SourceFailed(Exception):  # noqa: N818  (never leaves this file: it says 
 def fetch(name: str, *, progress: Callable[[str], None] | None = None, source: Source = "auto") -> Path:
     """Fetch a catalogue model and convert it, once; later calls return at once.
 
-    An interruption at any moment leaves no model or the whole one, and the next call goes on from there. Several
-    processes may call this at the same time: one works and the others wait for it.
+    An interruption at any moment leaves no model or the whole one; the next call begins anew, but for a file that was
+    fetched whole. Several processes may call this at the same time: one works and the others wait for it.
 
     Args:
         name: Name of the model in the catalogue.

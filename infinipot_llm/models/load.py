@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -30,6 +30,9 @@ from infinipot_llm.models.text import TextCodec
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """What is taken from a hub repository: configuration, tokenizer and safetensors; never code, never pickles."""
+
+HUB_COPIES = ("consolidated*", "original/*")
+"""Second copies of the weights, in the layout of their authors, which some repositories have beside the first."""
 
 
 def load_model(
@@ -76,7 +79,8 @@ def load_model(
                 adapter.pack()
             adapter.self_check()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the model in {name!r} cannot be loaded: {_first_line(error)}") from error
+        more = f" (if a download was interrupted: run `infinipot models get {name}` again)" if _is_hub_id(name) else ""
+        raise ModelError(f"the model in {name!r} cannot be loaded: {_first_line(error)}{more}") from error
     if name in catalogue.CATALOGUE:
         verify_tokenizer(tokenizer, folder)
     return adapter, TextCodec(tokenizer)
@@ -153,10 +157,18 @@ def find_folder(name: str, download: bool) -> Path:
     return catalogue.model_dir(catalogue.lookup(name).name)  # raises, listing the names that are known
 
 
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
 def _from_hub(name: str, download: bool) -> Path:
     """Find a hub repository in the local hub cache, or download it when asked."""
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=not download))
+        return Path(
+            snapshot_download(
+                name, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_COPIES), local_files_only=not download
+            )
+        )
     except LocalEntryNotFoundError as error:
         if download:
             raise ModelError(
@@ -167,7 +179,7 @@ def _from_hub(name: str, download: bool) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"there is no model {name!r} on the hub, or it needs a login.") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # a proxy, a gate, a broken connection: whatever library it comes from
         raise ModelError(f"{name!r} cannot be fetched from the hub: {_first_line(error)}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import byte_tokenizer
 
-from infinipot_llm.answering.messages import last_turns_dropped, prompt_of, tidied
+from infinipot_llm.answering.messages import prompt_of, tidied, turns_of, without_oldest
 from infinipot_llm.answering.prompt import QUERY_TOKENS, Message, PromptForm
 from infinipot_llm.errors import QuestionError
 from infinipot_llm.models.text import TextCodec
@@ -110,5 +110,7 @@ def test_a_conversation_without_a_question_is_refused(talk: list[Message]) -> No
 
 
 def test_the_oldest_turn_is_dropped_and_never_the_question() -> None:
-    assert last_turns_dropped(TALK) == said(("system", "Be brief."), ("user", "When did she come?"))
-    assert last_turns_dropped(said(("system", "Be brief."), ("user", "When?"))) is None
+    assert turns_of(TALK) == 1
+    assert without_oldest(TALK, 1) == said(("system", "Be brief."), ("user", "When did she come?"))
+    assert without_oldest(TALK, 0) == TALK
+    assert turns_of(said(("system", "Be brief."), ("user", "When?"))) == 0

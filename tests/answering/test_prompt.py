@@ -283,3 +283,19 @@ def test_a_template_that_takes_nothing_is_refused() -> None:
     tokenizer.chat_template = "{{ raise_exception('Only tools may speak.') }}"
     with pytest.raises(ModelError, match="chat template cannot be used: TemplateError: Only tools may speak"):
         PromptForm.for_tokenizer(TextCodec(tokenizer))
+
+
+def test_as_many_of_the_last_turns_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as dropping the oldest one by one until it fits, and every turn is tokenised once."""
+    form = PromptForm.for_tokenizer(TextCodec(byte_tokenizer()))
+    turns = [(f"Question {i}?" * (i % 3 + 1), f"Answer {i}." * (i % 4 + 1)) for i in range(12)]
+    for most in (0, 60, 200, 350, 351, 352, 10_000):
+        left = list(turns)
+        while left and len(form.conversation(left, "Why?")) > most:
+            left = left[1:]
+        assert form.latest(turns, "Why?", most) == (left, form.conversation(left, "Why?"))
+    seen: list[str] = []
+    real = form.codec.untrusted
+    monkeypatch.setattr(form.codec, "untrusted", lambda text: seen.append(text) or real(text))  # type: ignore[func-returns-value]
+    form.latest(turns, "Why?", 10_000)
+    assert len(seen) == len(set(seen)) == 25

@@ -130,3 +130,30 @@ def test_a_model_with_sliding_layers_answers_one_by_one(sizes: list[int]) -> Non
     for memory in reading("gemma3"):
         assert told(memory.ask_many(QUESTIONS[:3])) == told([memory.ask(question) for question in QUESTIONS[:3]])
     assert sizes == []
+
+
+def test_one_text_is_no_list_of_questions(memory: DocumentMemory) -> None:
+    """Its letters were answered one by one."""
+    with pytest.raises(QuestionError, match="give a list of questions"):
+        memory.ask_many("Who?")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_new_tokens": "10"}, "max_new_tokens is '10'"),
+        ({"recall": "10"}, "'10' tokens cannot be recalled"),
+        ({"recall": 10.5}, "10.5 tokens cannot be recalled"),
+        ({"seed": 2**70, "temperature": 1.0}, "seed is"),
+        ({"temperature": 1e-40}, "the temperature is 1e-40"),
+    ],
+)
+def test_odd_options_are_a_sentence(memory: DocumentMemory, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(QuestionError, match=says):
+        memory.ask("Who?", **options)
+    with pytest.raises(QuestionError, match=says):
+        memory.ask_many(["Who?"], **options)
+
+
+def test_no_stop_may_be_said_with_none(memory: DocumentMemory) -> None:
+    assert memory.ask("Who?", stop=None).text == memory.ask("Who?").text  # type: ignore[arg-type]

@@ -80,7 +80,21 @@ def test_answers_are_found_where_they_stand() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "[]", "{}", '{"question": "a", "answers": ["b"], "page": 9}', '{"question": "a"}']
+    "line",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"question": "a", "answers": ["b"], "page": 9}',
+        '{"question": "a"}',
+        "[" * 100_000,
+        '{"question": "a", "answers": "Ada Krol"}',
+        '{"question": "a", "answers": []}',  # letters are no answers
+        '{"question": "a", "answers": [""]}',
+        '{"question": "a", "answers": ["b"], "page": 0}',
+        '{"question": "a", "answers": ["b"], "page": -1}',
+        '{"question": 7, "answers": ["b"]}',
+    ],
 )
 def test_a_line_that_cannot_be_read_is_named(line: str) -> None:
     with pytest.raises(DocumentError, match="line 2"):

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -253,3 +254,19 @@ def test_reading_again_can_be_cancelled(memory: DocumentMemory) -> None:
     assert (answer.text, answer.finish_reason) == ("", "cancelled")
     assert len(asked) == 4
     assert memory.ask("When?", followup="reread", max_new_tokens=3).finish_reason == "length"
+
+
+def test_questions_that_wait_leave_the_loop_its_own_threads(memory: DocumentMemory) -> None:
+    """Waiting answers filled the executor that a loop looks up names with."""
+
+    async def go() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(2))
+        with memory._adapter.lock:
+            waiting = [asyncio.create_task(memory.aask("When?", max_new_tokens=2, citations=False)) for _ in range(4)]
+            await asyncio.sleep(0.2)
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 10) == "free"
+        answers = await asyncio.gather(*waiting)
+        assert len({answer.text for answer in answers}) == 1
+
+    asyncio.run(go())
