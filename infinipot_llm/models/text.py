@@ -93,14 +93,7 @@ class TextCodec:
         self.tokenizer = tokenizer
         self._lock = threading.RLock()  # a fast tokenizer keeps "split special tokens" as state of its own
         # Gemma adds runs of blanks and line breaks to its vocabulary: they control nothing.
-        # The same is true of single letters, as some tokenizers add; as control tokens they would be marked special.
-        special = set(tokenizer.all_special_ids)
-        special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        added = {
-            text: i
-            for text, i in tokenizer.get_added_vocab().items()
-            if text.strip(" \t\r\n▁") and (len(text) > 1 or i in special)
-        }
+        added = {text: i for text, i in tokenizer.get_added_vocab().items() if text.strip(" \t\r\n▁")}
         self._added_ids = np.asarray(sorted(added.values()), dtype=np.int64)
         literals = sorted((t for t in added if len(t) > 1), key=len, reverse=True)
         first = "".join(sorted({re.escape(t[0]) for t in literals}))  # a quick look, where there are thousands of them
