@@ -13,6 +13,7 @@ exception, and says so). All arms use the same model, prompt, greedy decoding an
 Arms, B being tokens:
     best-B        what `DocumentMemory.ask` does: our passages, their text read again, the best first
     recall-B      the same passages in the order of the text
+    spans-B       best-B without whole sentences: the spans as they are scored, 32 tokens each
     load-B        our passages, loaded from the shelf as they were when the document was read
     joined-B      recall-B without anything between the passages
     pot           what distillation kept          pot-load-B    both in one pot
@@ -192,10 +193,14 @@ class Asked:
         }
         if kind in again:
             return self.read_again(again[kind]())
-        if kind in ("recall", "best"):
-            setup = self.memory.setup
-            found = self.memory.finder.find(self.llm.form.question(ask), ask, budget).passages
-            found = in_order(self.text, found, "best" if kind == "best" else "text")
+        if kind in ("recall", "best", "spans"):
+            setup, finder = self.memory.setup, self.memory.finder
+            if kind == "spans":
+                scores = finder.scores(self.llm.form.question(ask), ask)
+                found = fill(finder.spans, finder.cuts, scores, budget)
+            else:
+                found = finder.find(self.llm.form.question(ask), ask, budget).passages
+            found = in_order(self.text, found, "text" if kind == "recall" else "best")
             slots = setup.prefix[0].shape[2] + text_slots(setup, self.text, found) + ROOM
             return pot_of_text(setup, self.text, found, slots)
         if kind == "load":
@@ -259,9 +264,11 @@ def recall(bench: Bench) -> Iterator[dict[str, Any]]:
                 started = time.perf_counter()
                 scores = asked.memory.finder.scores(bench.llm.form.question(ask), ask)
                 seconds = time.perf_counter() - started
-                spans, cuts = asked.memory.finder.spans, asked.memory.finder.cuts
-                found = {b: [(p.start, p.end) for p in fill(spans, cuts, scores, b)] for b in FOUND_AT}
+                finder = asked.memory.finder
+                found = {b: [(p.start, p.end) for p in finder.best(scores, b)] for b in FOUND_AT}
                 yield _found(asked, number, "gold-recall", found, seconds=seconds)
+                found = {b: [(p.start, p.end) for p in fill(finder.spans, finder.cuts, scores, b)] for b in FOUND_AT}
+                yield _found(asked, number, "spans-recall", found)
             if asked.memory.finder.shelf.segments[0].layout.whole and (name, number, "reform-recall") not in bench.done:
                 found = {b: asked.gathered(ask, b) for b in FOUND_AT}
                 yield _found(asked, number, "reform-recall", found)

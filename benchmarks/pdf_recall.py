@@ -102,7 +102,7 @@ def choose(memory: DocumentMemory, question: str) -> Iterator[tuple[str, int, li
                 sizes = np.diff(finder.spans.starts)
                 beside = len(scores) if kind == "even" else BESIDE
                 changed = spread(scores, sizes, int(number), budget if kind == "even" else budget // 2, beside)
-            yield way, budget, fill(finder.spans, finder.cuts, changed, budget)
+            yield way, budget, finder.best(changed, budget)
 
 
 def spread(scores: Tensor, sizes: np.ndarray[Any, Any], sections: int, room: int, beside: int) -> Tensor:

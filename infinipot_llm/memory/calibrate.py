@@ -24,7 +24,7 @@ from infinipot_llm.errors import DocumentError
 from infinipot_llm.memory.answerable import Signs, fit
 from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.memory import DocumentMemory
-from infinipot_llm.memory.recall import Finder, fill, smooth, standard
+from infinipot_llm.memory.recall import Finder, smooth, standard
 from infinipot_llm.memory.spans import Spans
 
 HEADS = 16
@@ -219,7 +219,7 @@ def _found(
     found = []
     for j in which.tolist():
         scores = smooth(standard(weights @ by_head[j][chosen]), finder.spans.paragraph)
-        passages = fill(finder.spans, finder.cuts, scores, FOUND_WITHIN)
+        passages = finder.best(scores, FOUND_WITHIN)
         a, b = (int(finder.spans.starts[i]) for i in (gold[j][0], gold[j][1] + 1))
         found.append(any(p.start <= a and b <= p.end for p in passages))
     return found

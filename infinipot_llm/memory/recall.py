@@ -1,14 +1,15 @@
 """Recall: the passages on the shelf that answer a question, placed into a pot of their own.
 
 Question -> queries -> scores of every span by every retrieval head (scoring.py) -> one score, together with the words
-that question and span share (BM25) -> smoothed over neighbours -> the best spans, until the budget of recalled tokens
-is full -> question pot: prefix, passages, re-indexed from 0 on. docs/recall.md measures each step.
+that question and span share (BM25) -> smoothed over neighbours -> the best spans, in whole sentences (whole.py), until
+the budget of recalled tokens is full -> question pot: prefix, passages, re-indexed from 0 on. docs/recall.md measures
+each step.
 Shapes: `n` retrieval heads, `M` spans, `R` rows of the shelf.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from infinipot_llm.memory.scoring import queries, span_scores
 from infinipot_llm.memory.setup import GAP, Setup
 from infinipot_llm.memory.shelf import Shelf
 from infinipot_llm.memory.spans import Spans, cut
+from infinipot_llm.memory.whole import WholeSentences
 from infinipot_llm.memory.words import Words
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.pot import PREFIX, Pot
@@ -109,6 +111,11 @@ class Finder:
         return fill(self.spans, self.cuts, torch.zeros(len(self.spans)), self.tokens)
 
     @cached_property
+    def sentences(self) -> WholeSentences:
+        """What widens spans to whole sentences."""
+        return WholeSentences(self.text)
+
+    @cached_property
     def words(self) -> Words:
         """The words of every span."""
         return Words(self.text, self.spans)
@@ -132,11 +139,15 @@ class Finder:
             return Found(everything)
         scores, answerable = self.look(asked, question)
         scores = scores.cpu()
-        passages = fill(self.spans, self.cuts, scores, budget)
+        passages = self.best(scores, budget)
         if not fits(passages):  # what stands between passages takes room too, and more passages have more of it
-            most = bisect_left(range(budget), True, key=lambda n: not fits(fill(self.spans, self.cuts, scores, n + 1)))
-            passages = fill(self.spans, self.cuts, scores, most)
+            most = bisect_left(range(budget), True, key=lambda n: not fits(self.best(scores, n + 1)))
+            passages = self.best(scores, most)
         return Found(passages, answerable)
+
+    def best(self, scores: Tensor, budget: int) -> list[Passage]:
+        """Return the spans of the best scores [M], in whole sentences, until the budget is full."""
+        return fill(self.spans, self.cuts, scores, budget, self.sentences.widen)
 
     def scores(self, asked: Sequence[int], question: str) -> Tensor:
         """Score every span, [M] float32, higher = recall."""
@@ -205,36 +216,61 @@ def smooth(scores: Tensor, paragraph: NDArray[np.int64]) -> Tensor:
     return total
 
 
-def fill(spans: Spans, cuts: NDArray[np.int64], scores: Tensor, budget: int) -> list[Passage]:
+def fill(
+    spans: Spans,
+    cuts: NDArray[np.int64],
+    scores: Tensor,
+    budget: int,
+    widen: Callable[[int, int], tuple[int, int]] = lambda start, end: (start, end),
+) -> list[Passage]:
     """Take the best spans until the budget is full, and join those that touch.
 
     Args:
         spans: How the text is cut.
         cuts: [M + 1] rows at which spans begin; a span without rows is not on the shelf.
         scores: [M] float32.
-        budget: Most tokens to take; the last span taken is cut to fit.
+        budget: Most tokens to take; of the last span what fits is taken.
+        widen: Gives the tokens [a, b) that are taken for a span's tokens; for the last one, these alone.
 
     Returns:
         Passages in document order.
     """
-    taken: list[tuple[int, int, float]] = []
+    taken: list[tuple[int, int, float]] = []  # disjoint, in order
     left = budget
     for i in scores.argsort(descending=True, stable=True).tolist():
         if left < 1:
             break
         if cuts[i] == cuts[i + 1]:
             continue
-        start = int(spans.starts[i])
-        end = min(int(spans.starts[i + 1]), start + left)
-        taken.append((start, end, float(scores[i])))
-        left -= end - start
+        own = int(spans.starts[i]), int(spans.starts[i + 1])
+        missing = _missing(taken, *widen(*own))
+        if sum(end - start for start, end in missing) > left:
+            missing = _missing(taken, *own)
+        for start, end in missing:
+            end = min(end, start + left)
+            if start < end:
+                insort(taken, (start, end, float(scores[i])))
+                left -= end - start
     passages: list[Passage] = []
-    for start, end, score in sorted(taken):
+    for start, end, score in taken:
         if passages and passages[-1].end == start:
             passages[-1] = Passage(passages[-1].start, end, max(passages[-1].score, score))
         else:
             passages.append(Passage(start, end, score))
     return passages
+
+
+def _missing(taken: Sequence[tuple[int, int, float]], start: int, end: int) -> list[tuple[int, int]]:
+    """Return what disjoint ranges, in order, leave of [start, end)."""
+    missing = []
+    for a, b, _ in taken[max(0, bisect_right(taken, start, key=lambda one: one[0]) - 1) :]:
+        if a >= end:
+            break
+        if b > start:
+            if a > start:
+                missing.append((start, a))
+            start = b
+    return [*missing, (start, end)] if start < end else missing
 
 
 def in_order(text: TokenizedText, passages: Sequence[Passage], order: str) -> list[Passage]:

@@ -268,4 +268,3 @@ def test_added_tokens_of_white_space_are_text_and_all_others_are_not() -> None:
     assert ids.count(added["\t\t\t"]) == 1
     assert not {added[t] for t in ("<table>", "[multimodal]", "<start_of_turn>")} & set(ids)
     assert codec.trusted("<start_of_turn>") == [added["<start_of_turn>"]]
-
