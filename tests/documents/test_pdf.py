@@ -70,10 +70,10 @@ def test_broken_page_labels_cost_the_labels_only(monkeypatch: pytest.MonkeyPatch
     in_child(
         monkeypatch,
         """
-import pypdf
-def fail(reader):
+from infinipot_llm.documents import pypdf_pages
+def fail(root, count):
     raise RecursionError("deep")
-pypdf.PdfReader.page_labels = property(fail)
+pypdf_pages.page_labels = fail
 """,
     )
     data = rewrite(make_pdf("a", "b"), lambda writer: writer.set_page_label(0, 1, style=PageLabelStyle.DECIMAL))

@@ -143,8 +143,8 @@ def test_a_parser_that_dies_before_the_first_page(monkeypatch: pytest.MonkeyPatc
 
 @POSIX
 def test_a_parser_that_dies_of_the_labels_costs_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_child(monkeypatch, "import os\nfrom infinipot_llm.documents import pypdf_pages\npypdf_pages._labels = os.abort")
-    in_child(monkeypatch, "pypdf_pages._labels = lambda reader: os.abort()")
+    in_child(monkeypatch, "import os\nfrom infinipot_llm.documents import pypdf_pages")
+    in_child(monkeypatch, "pypdf_pages.page_labels = lambda root, count: os.abort()")
     document = Document.from_bytes(make_pdf("one", "two"), name="-")
     assert page_texts(document) == ["one", "two"]
     assert document.notes == ("the printed page numbers could not be read (it crashed (SIGABRT))",)
