@@ -17,8 +17,9 @@ from llama_index.indices.managed.infinipot import (
     InfiniPotQueryEngine,
     InfiniPotRetriever,
 )
-from llama_index.indices.managed.infinipot.nodes import nodes_of, passages_in
+from llama_index.indices.managed.infinipot.nodes import Source, cited_first, node_of, nodes_of, passages_in
 
+from infinipot_llm import Document as OurDocument
 from infinipot_llm.errors import QuestionError
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import Finder, Passage
@@ -308,3 +309,18 @@ def test_transcripts_tell_speaker_and_time() -> None:
     assert told["speaker"] in ("Ann", "Bob")
     assert told["time"] % 60 == 0
     assert told["page_label"] == "1"
+
+
+def test_a_cited_sentence_belongs_to_the_passage_that_holds_most_of_it() -> None:
+    """A passage may begin within it, where the room ended; it became a source of its own, without tokens."""
+    document = OurDocument.from_text("One two three. Four five six seven. Eight.", name="d")
+    source = Source("ref", document, [Document(text=document.text)])
+    nodes = [node_of(source, 0, 17, 2.0), node_of(source, 20, 42, 1.0)]
+    quote = "Four five six seven."
+    cited = {"document": "d", "start": 15, "end": 35, "quote": quote, "score": 0.7}
+    first, other = cited_first(nodes, [cited], {"d": source})
+    assert (first.node.metadata["start_char_idx"], first.node.metadata["cited"]) == (20, quote)
+    assert other.node.metadata["start_char_idx"] == 0
+    assert "cited" not in nodes[1].node.metadata  # the passage itself is as it was
+    elsewhere = {**cited, "start": 17, "end": 20}
+    assert len(cited_first(nodes, [elsewhere], {"d": source})) == 3

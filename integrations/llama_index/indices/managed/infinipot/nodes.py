@@ -188,10 +188,10 @@ def cited_first(
     """
     first: list[NodeWithScore] = []
     for citation in citations:
-        source, at = sources[citation["document"]], citation["start"]
-        held = next((n for n in (*first, *nodes) if _holds(n, source, at)), None)
-        if held is None:
-            held = node_of(source, at, citation["end"], citation["score"])
+        source, at = sources[citation["document"]], (citation["start"], citation["end"])
+        held = max((*first, *nodes), key=lambda n: _shared(n, source, *at), default=None)
+        if held is None or not _shared(held, source, *at):
+            held = node_of(source, *at, citation["score"])
         elif any(held is n for n in first):
             continue  # two sentences of one passage: the stronger one is shown
         else:
@@ -203,8 +203,9 @@ def cited_first(
     return [*first, *(n for n in nodes if n.node.node_id not in moved)]
 
 
-def _holds(node: NodeWithScore, source: Source, at: int) -> bool:
-    """Tell whether a passage holds the character at an offset of a document."""
+def _shared(node: NodeWithScore, source: Source, start: int, end: int) -> int:
+    """Return how many of the characters [start, end) of a document a passage holds: it may begin within a sentence."""
+    if node.node.ref_doc_id != source.ref_doc_id:
+        return 0
     told = node.node.metadata
-    is_of_it = node.node.ref_doc_id == source.ref_doc_id
-    return is_of_it and told["start_char_idx"] <= at < told["end_char_idx"]
+    return max(0, min(end, told["end_char_idx"]) - max(start, told["start_char_idx"]))
