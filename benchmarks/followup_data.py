@@ -22,6 +22,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -150,6 +151,22 @@ def squality(data: Path) -> list[Sample]:
         )
         samples.append(Sample(f"squality-{number:02}", story["document"], questions))
     return samples
+
+
+def drawn(samples: dict[str, Sample], name: str, limit: int) -> list[tuple[int, Question]]:
+    """Draw questions of a sample, the same ones whenever: (number among its questions, question).
+
+    A4, B4, m16 and m30 are asked the same questions, so that lengths can be compared: `limit` is of A4 and B4 together.
+    """
+    nested = ("A4", "B4")
+    if name in (*nested, "m16", "m30"):
+        pool = [q.question for s in nested for q in samples[s].questions]
+        chosen = [q for q in samples[name].questions if q.question in set(pool)]
+    else:
+        chosen = list(samples[name].questions)
+        pool = [q.question for q in chosen]
+    kept = set(sorted(pool, key=lambda text: (zlib.crc32(text.encode()), text))[:limit])
+    return [(number, question) for number, question in enumerate(chosen) if question.question in kept]
 
 
 def absent(sample: Sample, others: Iterable[Sample]) -> list[Question]:

@@ -17,8 +17,11 @@ from infinipot_llm import Document, InfiniPot
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 
 import followup
-from followup import Asked, check_same, report
+import followup_data
+from followup import check_same
+from followup_arms import ROOM, Asked
 from followup_data import Question, Sample
+from followup_report import report
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TEXT = "The mill at Tarn was sold in 1871. " * 20  # 700 tokens
@@ -41,7 +44,7 @@ def test_each_arm_holds_what_its_name_says(tiny_llm: InfiniPot) -> None:
     streaming = asked.pot_for("streaming-256", QUESTION)
     assert streaming.length == before + 256
     assert streaming.origin[0, 0, -1] == 699
-    assert streaming.budget - streaming.length == followup.ROOM
+    assert streaming.budget - streaming.length == ROOM
 
 
 def test_gathered_tokens_fill_the_budget(tiny_llm: InfiniPot) -> None:
@@ -59,12 +62,12 @@ def test_the_same_questions_are_drawn_at_every_length() -> None:
 
     samples = {s.name: s for s in (sample("A4", "a b c d"), sample("B4", "e f g"), sample("m16", "x c g a y b d e f"))}
     samples["n8"] = sample("n8", "r s t u")
-    drawn = {name: {q.question for _, q in followup.drawn(samples, name, 3)} for name in samples}
+    drawn = {name: {q.question for _, q in followup_data.drawn(samples, name, 3)} for name in samples}
     assert drawn["A4"] | drawn["B4"] == drawn["m16"]
     assert len(drawn["m16"]) == len(drawn["n8"]) == 3
-    everything = followup.drawn(samples, "m16", 1000)
+    everything = followup_data.drawn(samples, "m16", 1000)
     assert [q.question for _, q in everything] == ["c", "g", "a", "b", "d", "e", "f"]  # those of A4 and B4 alone
-    number, question = followup.drawn(samples, "m16", 1)[0]
+    number, question = followup_data.drawn(samples, "m16", 1)[0]
     assert everything[number] == (number, question)
 
 
