@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Any
 
-_DEEPEST = 32
-_MOST_RANGES = 200_000
+_MOST_NODES, _MOST_RANGES = 10_000, 200_000
+_LONGEST_PREFIX = 100
 _ROMAN = tuple(zip((1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),
                    ("M", "CM", "D", "CD", "C", "XC", "L", "XL", "X", "IX", "V", "IV", "I"), strict=True))  # fmt: skip
 _LARGEST = 100_000
@@ -22,8 +22,7 @@ def page_labels(root: Any, count: int) -> list[str]:
     """
     if "/PageLabels" not in root:
         return []
-    ranges: dict[int, Any] = {}
-    _collect(root["/PageLabels"].get_object(), ranges, _DEEPEST)
+    ranges = _ranges(root["/PageLabels"].get_object())
     firsts = sorted(ranges)
     labels = []
     for index in range(count):
@@ -32,22 +31,24 @@ def page_labels(root: Any, count: int) -> list[str]:
     return labels
 
 
-def _collect(node: Any, ranges: dict[int, Any], deepest: int) -> None:
-    """Gather the pairs (first page, how its range is labelled) of a number tree."""
-    numbers = list(node.get("/Nums", ()))
-    for first, how in zip(numbers[::2], numbers[1::2], strict=False):
-        if len(ranges) < _MOST_RANGES:
+def _ranges(tree: Any) -> dict[int, Any]:
+    """Return how each range is labelled, by its first page, out of a number tree, which may hold itself."""
+    ranges: dict[int, Any] = {}
+    waiting, looked_at = [tree], 0
+    while waiting and looked_at < _MOST_NODES and len(ranges) < _MOST_RANGES:
+        node, looked_at = waiting.pop(), looked_at + 1
+        numbers = list(node.get("/Nums", ()))
+        for first, how in zip(numbers[::2], numbers[1::2], strict=False):
             ranges[int(first.get_object())] = how.get_object()
-    if deepest:
-        for kid in node.get("/Kids", ()):
-            if len(ranges) < _MOST_RANGES:
-                _collect(kid.get_object(), ranges, deepest - 1)
+        room = _MOST_NODES - len(waiting)
+        waiting += [kid.get_object() for kid in list(node.get("/Kids", ()))[:room]]
+    return ranges
 
 
 def _label(how: Any, further: int) -> str:
     """Return the label of the page so many pages behind the first of its range."""
     number = int(how.get("/St", 1)) + further
-    return str(how.get("/P", "")) + _numeral(str(how.get("/S", "")), number)
+    return str(how.get("/P", ""))[:_LONGEST_PREFIX] + _numeral(str(how.get("/S", "")), number)
 
 
 def _numeral(style: str, number: int) -> str:

@@ -56,8 +56,14 @@ def test_labels(tree: DictionaryObject, expected: str) -> None:
 
 def test_a_tree_within_itself_ends() -> None:
     tree = kids(numbers((0, how("D"))))
-    tree[NameObject("/Kids")].append(tree)  # type: ignore[attr-defined]
+    for _ in range(3):  # bounded by its depth alone, it would branch for ever
+        tree[NameObject("/Kids")].append(tree)  # type: ignore[attr-defined]
     assert page_labels(root(tree), 2) == ["1", "2"]
+
+
+def test_a_prefix_is_cut() -> None:
+    """It stands in the label of every page of its range."""
+    assert page_labels(root(numbers((0, how("D", prefix="x" * 10**6)))), 2) == ["x" * 100 + "1", "x" * 100 + "2"]
 
 
 def test_huge_numbers_are_not_written_out() -> None:
