@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from infinipot_llm.answering.answer import Citation
+from infinipot_llm.answering.token_sentences import TokenSentences
 from infinipot_llm.documents import Span
-from infinipot_llm.documents.sentences import Sentences
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.slots import Attending
 from infinipot_llm.models.text import TokenizedText
@@ -178,18 +178,12 @@ def _candidates(text: TokenizedText, looked_at: Tensor, answer_text: str) -> lis
     """Return the sentences looked at most, those that share words with the answer first."""
     words = {w.casefold() for w in _WORD.findall(answer_text)}
     found: list[_Passage] = []
-    pages: dict[tuple[int, int], Sentences] = {}  # by document and page: a page may be a whole text
+    sentences = TokenSentences(text)
     for token in looked_at.topk(min(256, int((looked_at > 0).sum()))).indices.tolist():
-        span = text.span(token)
-        if not span.text.strip() or any(p.tokens[0] <= token < p.tokens[1] for p in found):
+        if any(p.tokens[0] <= token < p.tokens[1] for p in found) or (sentence := sentences.at(token)) is None:
             continue
-        where = text.document_of(token)
-        document = text.documents[where]
-        page = document.pages[span.page - 1]
-        if (where, span.page) not in pages:
-            pages[where, span.page] = Sentences(document.text, page.start, page.end)
-        start, end = pages[where, span.page].at(max(span.start, page.start))
-        tokens = text.tokens_in(where, start, end)
+        where, start, end = sentence
+        document, tokens = text.documents[where], text.tokens_in(*sentence)
         shared = sum(len(w) for w in {w.casefold() for w in _WORD.findall(document.text[start:end])} & words)
         mass = float(looked_at[tokens[0] : tokens[1]].sum())
         found.append(_Passage(document.span(start, end), tokens, mass * (1.0 + shared), len(document.text)))

@@ -5,9 +5,7 @@ Spans are scored in pieces of some 32 tokens (spans.py), cut wherever that many 
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
-from infinipot_llm.documents.sentences import Sentences
+from infinipot_llm.answering.token_sentences import TokenSentences
 from infinipot_llm.models.text import TokenizedText
 
 MOST_MORE = 64
@@ -15,11 +13,11 @@ MOST_MORE = 64
 
 
 class WholeSentences:
-    """Widens token ranges of a text to the sentences that they cut; what was cut into sentences is kept."""
+    """Widens token ranges of a text to the sentences that they cut."""
 
     def __init__(self, text: TokenizedText) -> None:
         self._text = text
-        self._pages: dict[tuple[int, int], Sentences] = {}  # by document and page
+        self._sentences = TokenSentences(text)
 
     def widen(self, start: int, end: int) -> tuple[int, int]:
         """Return the tokens [a, b) of the sentences that hold the tokens start .. end - 1, of one document."""
@@ -27,16 +25,6 @@ class WholeSentences:
         return (a if 0 < start - a <= MOST_MORE else start), (b if 0 < b - end <= MOST_MORE else end)
 
     def _sentence(self, token: int) -> tuple[int, int]:
-        """Return the tokens of the sentence that holds a token; of white space the token alone."""
-        text = self._text
-        number = text.document_of(token)
-        document = text.documents[number]
-        first, last = int(text.starts[token]), int(text.ends[token])
-        if not document.text[first:last].strip():
-            return token, token + 1
-        while document.text[first].isspace():  # many tokens begin with the blank before their word
-            first += 1
-        page = document.pages[bisect_right(document.pages, first, key=lambda page: page.start) - 1]
-        if (number, page.number) not in self._pages:
-            self._pages[number, page.number] = Sentences(document.text, page.start, page.end)
-        return text.tokens_in(number, *self._pages[number, page.number].at(first))
+        """Return the tokens of the sentence that holds a token; of one that shows nothing the token alone."""
+        found = self._sentences.at(token)
+        return (token, token + 1) if found is None else self._text.tokens_in(*found)
