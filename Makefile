@@ -44,17 +44,18 @@ test-oldest: .oldest/.ready
 
 SMOKE := .bench-smoke
 BENCH := $(BIN)/infinipot bench
-LOOP  := infinipot,truncate,random,streaming,snapkv,tova,sirllm,h2o,keydiff,expected-attention
+LOOP  := truncate,random,snapkv,tova,sirllm,h2o,keydiff,expected-attention
 OWN   := own:truncate,own:streaming,own:snapkv,own:h2o,own:keydiff,own:expected-attention
 FERRY := examples/documents/merrow_ferry.pdf
 
 bench-smoke: $(READY)
 	$(BIN)/infinipot models get smollm2-135m
 	rm -rf $(SMOKE)
-	$(BENCH) needle --model smollm2-135m --lengths 1k --depths 0,100 --kinds number --budget 600 --policies full,recall,$(LOOP),$(OWN) --out $(SMOKE)
+	$(BENCH) needle --model smollm2-135m --lengths 1k --depths 0,100 --kinds number --budget 600 --policies full,recall,infinipot,streaming --out $(SMOKE)
+	$(BENCH) needle --model smollm2-135m --lengths 1k --depths 50 --kinds number --budget 600 --policies $(LOOP),$(OWN) --out $(SMOKE)
 	$(BENCH) qa $(FERRY) --model smollm2-135m --budget 450 --limit 4 --policies full,infinipot,streaming --out $(SMOKE)
 	$(BENCH) qa $(FERRY) --model smollm2-135m --budget 450 --limit 4 --policies full,infinipot,own:snapkv --hidden --out $(SMOKE)
-	$(BENCH) ablation $(FERRY) --model smollm2-135m --budget 450 --limit 2 --grids components,alpha,kept,span,reduce --out $(SMOKE)
+	$(BENCH) ablation $(FERRY) --model smollm2-135m --budget 450 --limit 1 --grids components,alpha,kept,span,reduce --out $(SMOKE)
 	$(BENCH) hit-rate $(FERRY) --model smollm2-135m --budget 450 --limit 2 --out $(SMOKE)
 	$(BIN)/python benchmarks/reading.py cheap --model smollm2-135m --tokens 1500 --budget 600 --rounds 1 --out $(SMOKE)/reading.jsonl
 	$(BIN)/python benchmarks/reading.py report --out $(SMOKE)/reading.jsonl

@@ -6,14 +6,16 @@
 `ask` reads a PDF of 25 pages once, and asks its 39 questions by recall, then as many questions about other articles
 (XQuAD), which the document cannot answer. Rows are appended to --out without questions or answers; what is there is not
 asked again. `report` prints, for each precision, with 95 % intervals: the share of correct answers whose first cited
-page is right, and of those with a right page among at most three; how often nothing is cited; and the area under the
-ROC curve of `supported` between correct answers and questions that the document cannot answer.
+page is right, and of those with a right page among at most three; how often nothing is cited; how many answers with
+figures are noted to have some that the text does not hold; and the area under the ROC curve of `supported` between
+correct answers and questions that the document cannot answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 
 from infinipot_llm import Document, InfiniPot
+from infinipot_llm.answering.compose import UNFOUNDED
 from infinipot_llm.evaluation.metrics import contains
 from infinipot_llm.evaluation.statistics import share
 
@@ -58,6 +61,8 @@ def ask(args: argparse.Namespace) -> None:
                 "correct": q["answer"] is not None and contains(answer.text, [q["answer"]]),
                 "supported": answer.supported, "tokens": answer.usage.answer_tokens,
                 "seconds": round(answer.usage.answer_seconds, 1),
+                "figures": re.search(r"\d\d", answer.text) is not None,
+                "unfounded": any(note.endswith(UNFOUNDED.removeprefix("{}")) for note in answer.notes),
             }  # fmt: skip
             out.write(json.dumps(row) + "\n")
             out.flush()
@@ -75,6 +80,10 @@ def report(rows: list[dict[str, Any]]) -> None:
         ("nothing cited, of correct answers", [not r["cited"] for r in correct]),
         ("nothing cited, of questions of other articles", [not r["cited"] for r in foreign]),
     ]
+    wrong = [r for r in own if not r["correct"]]
+    for name, some in (("correct answers", correct), ("wrong answers", wrong), ("answers on other articles", foreign)):
+        noted = [r["unfounded"] for r in some if r.get("figures")]
+        shown.append((f"figures noted that the text does not hold, of {name} with figures", noted))
     print("| | n | share | 95 % |\n|---|---|---|---|")
     for name, values in shown:
         mean, low, high = share(values, [str(i) for i in range(len(values))])

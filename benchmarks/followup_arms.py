@@ -9,7 +9,7 @@ Arms, B being tokens:
     pot           what distillation kept          pot-load-B    both in one pot
     full          everything in the cache         streaming-B   StreamingLLM: the first and the last tokens
     bm25-B, minilm-B, fused-B                     chunks of 128 tokens, read in the order of the text
-    bm25best-B, fusedbest-B                       the same, the best first
+    bm25best-B, minilmbest-B, fusedbest-B         the same, the best first
     reform-B      tokens whose keys are like the question's, gathered and read (reform.py; heads chosen on `cal`)
     truncate-B    first and last half of B, read  gold-B        the gold spans and what is around them, read
     closed        no document                     catalyst      the document read with the question known, one by one
@@ -49,6 +49,8 @@ class Asked:
         self.sample = bench.samples[name]
         self.memory = bench.memory(name)
         self.text = self.memory.text
+        self._again: tuple[list[tuple[int, int]], Pot] | None = None
+        self._streaming: Pot | None = None
 
     @cached_property
     def full(self) -> Pot:
@@ -106,13 +108,16 @@ class Asked:
         return _merged(wide)
 
     def read_again(self, ranges: Ranges) -> Pot:
-        """Prefix and the text of some ranges, forwarded as if they were the document."""
+        """Prefix and the text of some ranges, forwarded as if they were the document; the same as before only once."""
+        if self._again is not None and self._again[0] == list(ranges):
+            return self._again[1]
         ids = [*self.llm.form.prefix, *(int(i) for a, b in ranges for i in self.text.ids[a:b])]
         pot = Pot(self.llm.adapter, len(ids) + ROOM)
         with self.llm.adapter.lock:
             for start in range(0, len(ids), 512):
                 self.llm.adapter.forward(torch.tensor(ids[start : start + 512]), pot.cache)
         pot.record(torch.full((len(ids),), PREFIX))
+        self._again = list(ranges), pot
         return pot
 
     def pot_and_passages(self, question: str, budget: int) -> Pot:
@@ -139,6 +144,7 @@ class Asked:
             "minilm": lambda: retrievers.fill(self.chunks, self.minilm.rank(ask), budget),
             "fused": lambda: retrievers.fill(self.chunks, self.fused.rank(ask), budget),
             "bm25best": lambda: best_first(self.chunks, self.bm25.rank(ask), budget),
+            "minilmbest": lambda: best_first(self.chunks, self.minilm.rank(ask), budget),
             "fusedbest": lambda: best_first(self.chunks, self.fused.rank(ask), budget),
             "reform": lambda: self.gathered(ask, budget),
             "gold": lambda: self.gold(question, budget),
@@ -168,7 +174,7 @@ class Asked:
         if kind == "full":
             return self.full
         if kind == "streaming":
-            if not hasattr(self, "_streaming"):
+            if self._streaming is None:
                 self._streaming = self.streaming(budget)
             return self._streaming
         if kind == "catalyst":

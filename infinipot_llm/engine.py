@@ -304,9 +304,9 @@ class InfiniPot:
             **options: Options of DocumentMemory.ask.
 
         Raises:
-            QuestionError: The question is empty, or an option is out of range; nothing was read then.
+            QuestionError: The question is empty or too long, or an option is out of range; nothing was read then.
         """
-        check_asked(self.form, question, options)
+        check_asked(self.form, self.config.budget, question, options)
         if self.config.shelf == "off" and options.get("followup") == "recall":
             raise QuestionError("without a shelf nothing can be recalled: ask with followup='reuse' or 'reread'.")
         catalyst = question if self.config.shelf == "off" else None

@@ -348,6 +348,20 @@ def test_a_question_may_be_longer_than_the_name_of_a_file(run: Run, model_folder
     assert (code, "Traceback" in err) == (0, False)
 
 
+def test_a_question_that_is_too_long_is_refused_before_reading(
+    run: Run, model_folder: Path, papers: Path, tmp_path: Path
+) -> None:
+    long = "When did it burn? " * 40
+    listed = tmp_path / "questions.txt"
+    listed.write_text(f"When?\n{long}\n", encoding="utf-8")
+    for asked in ((long,), ("--questions", listed)):
+        code, out, err = run("ask", papers / "good.txt", *asked, "--model", model_folder, "--budget", 500)
+        assert (code, out) == (2, "")
+        assert "leave no room for the document in a budget of 500" in err
+        assert "reading" not in err
+    assert not (tmp_path / "memories").exists()
+
+
 def test_what_the_system_refuses_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch, papers: Path) -> None:
     for error, said in (
         (OSError(28, "No space left on device", "/somewhere"), "/somewhere: No space left on device."),

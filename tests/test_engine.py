@@ -21,7 +21,7 @@ from engine_samples import store as store
 
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
-from infinipot_llm.errors import MemoryFileError, QuestionError, StoreError
+from infinipot_llm.errors import MemoryFileError, QuestionError, QuestionTooLongError, StoreError
 from infinipot_llm.memory.store import STORE_VARIABLE, MemoryStore
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
@@ -312,6 +312,8 @@ def test_the_limit_of_answers_is_no_part_of_a_memory(llm: InfiniPot, store: Memo
         ("When?", {"recall": 0}, QuestionError),
         ("When?", {"followup": "recal"}, QuestionError),
         ("When?", {"temprature": 0.5}, TypeError),
+        ("When?" * CONFIG.budget, {}, QuestionTooLongError),
+        ("When?", {"max_new_tokens": CONFIG.budget}, QuestionTooLongError),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_read(

@@ -11,6 +11,7 @@ from typing import Any
 from infinipot_llm.answering.answer import Answer, Usage
 from infinipot_llm.answering.citations import Traced, says_nothing_found, trace
 from infinipot_llm.answering.decode import Decoded, OnText, Sampling, decode, end_ids
+from infinipot_llm.answering.figures import shown_to, unfounded
 from infinipot_llm.answering.prompt import Prompt
 from infinipot_llm.answering.resources import peak_memory_bytes
 from infinipot_llm.answering.together import decode_together
@@ -25,6 +26,9 @@ DOUBTFUL = 0.2
 
 DOUBT = "No passage of the document matches the question well: it may not tell."
 """What it says then."""
+
+UNFOUNDED = "{} not in the text that was answered from: worked out, or made up."
+"""What an answer says of figures that are not in front of it (figures.py)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,9 @@ def compose_several(
         raise QuestionError("several answers at once cannot be streamed or follow a schema: ask one by one.")
     started = time.perf_counter()
     said = [Decoded((), "", "cancelled")] * len(asked)
+    prompts = [one.prompt for one in asked]
     traced = [Traced((), None)] * len(asked)
+    notes: list[list[str]] = [[]] * len(asked)
     ready: list[Ready] = []
     pot_bytes = [0] * len(asked)
     first: list[float] = []
@@ -129,7 +135,7 @@ def compose_several(
                 processors.append(json_schema(codec, schema, end_ids(adapter, codec)))
             ready += [one.state() for one in asked]
             pots = [one.pot for one in ready]
-            behind = [one.prompt.behind for one in asked]
+            behind = [prompt.behind for prompt in prompts]
             if alone:
                 options: dict[str, Any] = {"processors": processors, "on_text": on_text, "cancelled": going}
                 said = [decode(adapter, codec, pots[0], behind[0], sampling, **options)]
@@ -137,11 +143,9 @@ def compose_several(
                 said = decode_together(adapter, codec, pots, behind, sampling, cancelled=going)
             seconds = time.perf_counter() - started
             pot_bytes = [pot.cache.nbytes() for pot in pots]
+            notes = [_unfounded(codec, text, *each) for each in zip(pots, prompts, said, strict=True)]
             if citations and len(text):
-                traced = [
-                    _traced(adapter, codec, text, *each)
-                    for each in zip(pots, [a.prompt for a in asked], said, strict=True)
-                ]
+                traced = [_traced(adapter, codec, text, *each) for each in zip(pots, prompts, said, strict=True)]
     usages = [
         Usage(
             read=stats,
@@ -159,9 +163,9 @@ def compose_several(
     return [
         Answer(
             told.text, found.citations, told.finish_reason, usage, found.supported,
-            (*one.notes, *_doubt(told, answerable)), answerable,
+            (*one.notes, *_doubt(told, answerable), *more), answerable,
         )
-        for told, found, usage, one, answerable in zip(said, traced, usages, asked, judged, strict=True)
+        for told, found, usage, one, answerable, more in zip(said, traced, usages, asked, judged, notes, strict=True)
     ]  # fmt: skip
 
 
@@ -169,6 +173,14 @@ def _doubt(said: Decoded, answerable: float | None) -> list[str]:
     """Return the note on an answer that the documents may not hold; none where it says so itself."""
     doubtful = answerable is not None and answerable < DOUBTFUL and said.finish_reason != "cancelled"
     return [DOUBT] if doubtful and not says_nothing_found(said.text) else []
+
+
+def _unfounded(codec: TextCodec, text: TokenizedText, pot: Pot, prompt: Prompt, said: Decoded) -> list[str]:
+    """Return the note on figures that the answer cannot have from the text, where it has one to look into."""
+    if not len(text) or not any(c.isdecimal() for c in said.text):
+        return []
+    found = unfounded(said.text, shown_to(codec, pot, text, prompt))
+    return [UNFOUNDED.format(f"{', '.join(found)} {'is' if len(found) == 1 else 'are'}")] if found else []
 
 
 def _traced(adapter: Adapter, codec: TextCodec, text: TokenizedText, pot: Pot, prompt: Prompt, said: Decoded) -> Traced:

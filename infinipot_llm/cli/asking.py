@@ -61,7 +61,7 @@ def ask(files: tuple[str, ...], question: str | None, listed: Path | None, as_js
         raise QuestionError("the question is empty: ask something about the document.")
     check_files(files)
     check_answering(options)
-    memory = find_memory(files, options, question)
+    memory = find_memory(files, options, [question])
     answer = say(memory, question, options, quiet=as_json)
     if as_json:
         click.echo(json.dumps(answer.to_dict(), indent=2))
@@ -91,7 +91,7 @@ def _ask_listed(files: tuple[str, ...], listed: Path, as_json: bool, options: di
         raise QuestionError(f"{listed} holds no question: write one per line.")
     check_files(files)
     check_answering(options)
-    memory = find_memory(files, options)
+    memory = find_memory(files, options, questions)
     sampling = {name: options[name] for name in ("temperature", "top_p", "stop", "seed", "recall")}
     for start in range(0, len(questions), TOGETHER):
         some = questions[start : start + TOGETHER]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,11 @@ def is_memory(file: str) -> bool:
     return begins_like_a_memory(Path(file))
 
 
-def find_memory(files: tuple[str, ...], options: dict[str, Any], question: str | None = None) -> DocumentMemory:
+def find_memory(files: tuple[str, ...], options: dict[str, Any], questions: Sequence[str] = ()) -> DocumentMemory:
     """Open a saved memory, or read documents, or find what was read of them before.
 
-    Without a shelf, the question is the catalyst.
+    Questions that cannot be asked are refused before anything is read. Without a shelf, the one there is serves as the
+    catalyst.
     """
     if len(files) == 1 and is_memory(files[0]):
         from infinipot_llm.memory.file import MemoryFile
@@ -109,6 +111,10 @@ def find_memory(files: tuple[str, ...], options: dict[str, Any], question: str |
         raise click.UsageError("ask one saved memory at a time, or the documents themselves together.")
     documents = load_documents(files, options["password"])
     llm = load_engine(options, make_config(options))
+    from infinipot_llm.memory.asking import check_asked
+
+    for question in questions:
+        check_asked(llm.form, llm.config.budget, question, {})
     kept = None if options["no_store"] else open_store()
     if kept is not None and not options["fresh"] and llm.config.shelf != "off":
         found = llm.key(documents) in kept
@@ -116,7 +122,7 @@ def find_memory(files: tuple[str, ...], options: dict[str, Any], question: str |
             click.echo("infinipot: these files were read before: nothing is read again (--fresh reads them)", err=True)
             return llm.read(documents, store=kept)
     announce(llm, documents)
-    catalyst = question if llm.config.shelf == "off" else None
+    catalyst = questions[0] if questions and llm.config.shelf == "off" else None
     memory = llm.read(documents, question=catalyst, store=kept, fresh=options["fresh"], progress=True)
     if kept is not None and llm.config.shelf != "off":
         click.echo(f"infinipot: remembered in {kept.folder} ({memory.nbytes / 1e6:.0f} MB)", err=True)

@@ -189,22 +189,24 @@ def check_passages(passages: Sequence[Passage] | None, how: str, tokens: int) ->
             )
 
 
-def check_asked(form: PromptForm, question: str, options: Mapping[str, Any]) -> None:
+def check_asked(form: PromptForm, budget: int, question: str, options: Mapping[str, Any]) -> None:
     """Refuse a question that `DocumentMemory.ask` would refuse, before documents are read for nothing.
 
     Args:
         form: The model's way of putting questions.
+        budget: Slots for everything.
         question: What is asked.
         options: Options of `DocumentMemory.ask`.
 
     Raises:
         QuestionError: The question is empty, or an option is out of range.
+        QuestionTooLongError: The question leaves no room for any of a document.
         TypeError: There is no such option.
     """
     from infinipot_llm.memory.memory import DocumentMemory
 
     inspect.signature(DocumentMemory.ask).bind(None, question, **options)
-    form.question(question)
+    asked = len(form.prefix) + len(form.question(question))
     check_recall(options.get("recall"))
     check_followup(options.get("followup"))
     stop = options.get("stop", ())
@@ -216,6 +218,7 @@ def check_asked(form: PromptForm, question: str, options: Mapping[str, Any]) -> 
         (stop,) if isinstance(stop, str) else tuple(stop),
         options.get("seed"),
     )
+    _free(budget, asked, 1 if limit is None else limit)  # a limit that is not given is lowered to what fits
 
 
 def check_followup(followup: str | None) -> None:
@@ -234,11 +237,14 @@ def room_for(memory: DocumentMemory, prompt: Prompt, limit: int) -> int:
     Raises:
         QuestionTooLongError: They leave none.
     """
-    asked = len(prompt.before) + len(prompt.behind)
-    room = memory.config.budget - asked - limit
+    return _free(memory.config.budget, len(prompt.before) + len(prompt.behind), limit)
+
+
+def _free(budget: int, asked: int, limit: int) -> int:
+    room = budget - asked - limit
     if room < 1:
         raise QuestionTooLongError(
             f"question ({asked} tokens with the prompt around it) and answer ({limit}) leave no room for the document "
-            f"in a budget of {memory.config.budget}: ask more briefly, lower max_new_tokens, or raise the budget."
+            f"in a budget of {budget}: ask more briefly, lower max_new_tokens, or raise the budget."
         )
     return room

@@ -70,6 +70,12 @@ class Pot:
         """[L, K, S] float32: each slot's surprise in nats when it was read (0 where it was not computed)."""
         return self._novelty[:, :, : self.length]
 
+    @property
+    def tokens(self) -> Tensor:
+        """[n] int64, increasing: the document's tokens that some head of some layer, sliding ones too, still holds."""
+        held = torch.unique(torch.cat([self.origin.flatten(), self._recent]))
+        return held[held >= 0].to(torch.int64)
+
     def record(self, origin: Tensor) -> None:
         """Take note of tokens just forwarded through the cache.
 
