@@ -21,10 +21,11 @@ from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.errors import BudgetError, ModelError
 from infinipot_llm.evaluation.arms import Arm, Outcome
-from infinipot_llm.evaluation.rows import Row, Rows
+from infinipot_llm.evaluation.rows import Row, Rows, digest
 
 NEEDS = ("kvpress==0.5.5", "transformers<5.3")
 WORKER = Path(__file__).with_name("kvpress_worker.py")
+VERSIONS = ("kvpress", "transformers", "torch")
 LOOKS = ("snapkv", "ada-snapkv", "tova", "finch")
 """Presses that keep what a known question looks at."""
 
@@ -111,6 +112,7 @@ class Kvpress:
 
         Raises:
             BudgetError: kvpress cannot do this; the next request may be fine.
+            MemoryError: Memory ran out.
             ModelError: The process is gone.
         """
         assert self._process.stdin is not None
@@ -120,6 +122,8 @@ class Kvpress:
         except OSError as error:
             raise self._gone() from error
         answer = self._receive()
+        if answer.get("out_of_memory"):
+            raise MemoryError(answer["error"])
         if "error" in answer:
             raise BudgetError(f"kvpress: {answer['error']}.")
         return answer
@@ -155,6 +159,11 @@ def peer_arm(press: str, *, hidden: bool, keep: int | None = None) -> Arm:
     return Arm(name, "full", None, wants_question=known)
 
 
+def press_of(name: str) -> str:
+    """Return what the press of an arm is called in kvpress_worker.py."""
+    return re.split("[:+@]", name)[1]
+
+
 class Peer:
     """Answers as `Examinee` does, by kvpress.
 
@@ -186,6 +195,15 @@ class Peer:
         self.share = share
         self.measured: dict[str, Any] = {}
         self._tokenized: tuple[str, list[int]] = ("", [])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its answers beside our settings: the versions there, and the code that asks."""
+        code = digest({path.name: path.read_text(encoding="utf-8") for path in (WORKER, Path(__file__))})
+        return {"peer": {name: self.kvpress.about[name] for name in VERSIONS}, "peer_code": code}
+
+    def forget(self) -> None:
+        """Nothing: the worker lets go of what it read last, before it reads the next."""
 
     def answer(
         self,
@@ -224,7 +242,7 @@ class Peer:
             )
         found = self.kvpress.ask(
             {
-                "press": re.split("[:+@]", arm.name)[1],
+                "press": press_of(arm.name),
                 "keep": keep,
                 "known": known,
                 "share": self.share,
@@ -258,5 +276,6 @@ class PeerRows(Rows):
         return self
 
     def add(self, row: Mapping[str, Any]) -> Row:
-        about = {name: self.peer.kvpress.about[name] for name in ("kvpress", "transformers", "torch")}
-        return super().add({**row, **self.peer.measured, "versions": about})
+        about = {name: self.peer.kvpress.about[name] for name in VERSIONS}
+        measured, self.peer.measured = self.peer.measured, {}  # of one answer, and not of the next
+        return super().add({**row, **measured, "versions": about})

@@ -10,7 +10,7 @@ follows each line in:
           "behind": [[ids], ...], "max_new_tokens": n, "stop": [texts]}
     out  {"answers": [{"ids": [...], "ended": bool, "seconds": s}, ...], "read_tokens": n, "compressed": bool,
           "kept": [slots per layer], "held": [slots per layer], "read_seconds": s, "base_bytes": b, "peak_bytes": b}
-          or {"error": "why not"}
+          or {"error": "why not", "out_of_memory": whether that is why}
 
 Prompts come as token ids, so that they are those of the other arms to the token. How they are read:
 
@@ -403,7 +403,12 @@ def main() -> None:
         try:
             tell(peer.answer(json.loads(line)))
         except Exception as error:  # kvpress asserts what it cannot do; the next request may be fine
-            tell({"error": _sentence(error)})
+            tell({"error": _sentence(error), "out_of_memory": _is_out_of_memory(error)})
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory, of the machine or of a GPU, ran out."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _sentence(error: Exception) -> str:

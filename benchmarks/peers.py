@@ -28,16 +28,16 @@ from typing import Any
 
 import click
 import torch
-from kvpress_arms import Kvpress, Peer, PeerRows, make_environment, peer_arm, python_of
+from kvpress_arms import Kvpress, Peer, PeerRows, make_environment, peer_arm, press_of, python_of
 
 from infinipot_llm.answering.prompt import PromptForm
 from infinipot_llm.cli.comparing import (
     Bench,
     Clock,
+    Questions,
     describe,
     listed,
     load,
-    marked,
     parse_depth,
     parse_length,
     report,
@@ -46,17 +46,15 @@ from infinipot_llm.cli.comparing import (
 from infinipot_llm.cli.options import model_options
 from infinipot_llm.config import PotConfig
 from infinipot_llm.errors import InfiniPotError
+from infinipot_llm.evaluation.arms import Arm
 from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.heatmap import draw
-from infinipot_llm.evaluation.loading import load_cases, load_prompts
-from infinipot_llm.evaluation.metrics import scores
 from infinipot_llm.evaluation.needle import KINDS, NEW_TOKENS, needle_cases
 from infinipot_llm.evaluation.needle import prompt_for as needle_prompt
 from infinipot_llm.evaluation.needle import score as needle_score
 from infinipot_llm.evaluation.rows import Row, Rows
 from infinipot_llm.evaluation.runs import plan_readings, run, settings_digest
 from infinipot_llm.evaluation.tables import grid
-from infinipot_llm.evaluation.tasks import TASKS
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
 from infinipot_llm.models.load import find_folder
 
@@ -108,9 +106,8 @@ def compare(setup: Setup, name: str, options: dict[str, Any], cases: Sequence[Ca
         cases: What is asked.
         **how: As `runs.run` takes it.
     """
-    hidden, keep = bool(options["hidden"]), options["keep"]
-    presses = listed(options["presses"] or ",".join(PRESSES if hidden else PRESSES_KNOWN), "--presses")
-    arms = [peer_arm(press, hidden=hidden, keep=keep) for press in presses]
+    hidden, keep, arms = bool(options["hidden"]), options["keep"], chosen(options)
+    presses = [press_of(arm.name) for arm in arms]
     threads = torch.get_num_threads()
     with Kvpress.start(options["python"], setup.folder, setup.device, setup.dtype, threads) as kvpress:
         if unknown := [press for press in presses if press not in kvpress.about["presses"]]:
@@ -120,10 +117,27 @@ def compare(setup: Setup, name: str, options: dict[str, Any], cases: Sequence[Ca
         peer = Peer(kvpress, setup.form, setup.config, keep, share=options["share"])
         with PeerRows(options["out"] / f"{name}.jsonl", peer) as rows:
             counts = {case.context: len(setup.form.codec.untrusted(case.context)) for case in cases}
-            clock = Clock(plan_readings(cases, arms, rows, setup.settings, hidden=hidden), counts)
-            run(rows.peer, cases, arms, rows, settings=setup.settings, hidden=hidden, progress=clock, **how)
+            theirs = {**setup.settings, "share": options["share"], **peer.settings}
+            clock = Clock(plan_readings(cases, arms, rows, theirs, hidden=hidden), counts)
+            found = run(rows.peer, cases, arms, rows, settings=theirs, hidden=hidden, progress=clock, **how)
             keys = {case.key for case in cases}
-            return [row for row in rows.of(settings_digest(setup.settings, hidden)) if row["key"] in keys]
+            return [row for row in rows.of(settings_digest(setup.settings, hidden)) if row["key"] in keys] + found
+
+
+def chosen(options: dict[str, Any]) -> list[Arm]:
+    """Return the presses that --presses names, or the usual ones, as arms."""
+    hidden = bool(options["hidden"])
+    presses = listed(options["presses"] or ",".join(PRESSES if hidden else PRESSES_KNOWN), "--presses")
+    return [peer_arm(press, hidden=hidden, keep=options["keep"]) for press in presses]
+
+
+def check_base(options: dict[str, Any], name: str) -> None:
+    """Refuse a base that will have no rows, before hours are spent on what is to be compared with it."""
+    base = options["base"]
+    with Rows(options["out"] / f"{name}.jsonl") as rows:
+        names = dict.fromkeys([*(row["arm"] for row in rows), *(arm.name for arm in chosen(options))])
+    if base is not None and base not in names:
+        raise click.UsageError(f"--base is {base!r}, of which there are no rows: choose one of {', '.join(names)}.")
 
 
 def peer_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,6 +192,9 @@ def needle(lengths: str, depths: str, kinds: str, repeats: int, seed: int, **opt
     sizes = [parse_length(text) for text in listed(lengths, "--lengths")]
     places = [parse_depth(text) for text in listed(depths, "--depths")]
     sorts = listed(kinds, "--kinds")
+    if len(set(sizes)) < len(sizes) or len(set(places)) < len(places):
+        raise click.UsageError("--lengths or --depths names the same value twice.")
+    check_base(options, "needle")
     setup = Setup.of(options, max(NEW_TOKENS.values()))
     cases = needle_cases(sizes, places, sorts, setup.form.codec, seed=seed, repeats=repeats)
     found = compare(
@@ -201,18 +218,13 @@ def needle(lengths: str, depths: str, kinds: str, repeats: int, seed: int, **opt
 @click.option("--join", type=int)
 def qa(data: Path, task: str | None, prompts: Path | None, limit: int | None, join: int | None, **options: Any) -> None:
     """Ask the questions of DATA: the cases of `infinipot bench qa`."""
-    templates = {} if prompts is None else load_prompts(prompts)
-    cases = [marked(case) for case in load_cases(data, task=task, limit=limit, join=join)]
-    tasks = {case.task: TASKS[case.task] for case in cases}
-    used = {name: templates.get(name) for name in tasks}
-    setup = Setup.of(options, max(task.max_new_tokens for task in tasks.values()), used)
-    found = compare(
-        setup, "qa", options, cases,
-        prompt_for=lambda case: tasks[case.task].prompt_for(setup.form, case, used[case.task]),
-        score=lambda case, answer: scores(tasks[case.task], answer, case),
-        max_new_tokens=lambda case: tasks[case.task].max_new_tokens, stop=lambda case: tasks[case.task].stop,
-    )  # fmt: skip
-    report(options["out"] / "qa-peers.md", f"{data.name}: {setup.about}", found, options["base"])
+    questions = Questions(data, task, prompts, limit, join)
+    if options["hidden"]:
+        questions.check_hidden()
+    check_base(options, "qa")
+    setup = Setup.of(options, questions.max_new_tokens, questions.templates)
+    found = compare(setup, "qa", options, questions.cases, **questions.asked(setup.form))
+    report(options["out"] / "qa-peers.md", f"{questions.name}: {setup.about}", found, options["base"])
 
 
 if __name__ == "__main__":

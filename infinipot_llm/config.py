@@ -39,8 +39,8 @@ class PotConfig:
         agreement: Share of the kept slots given to the tokens that the catalyst attends to most in all heads together,
             so that every head keeps them; taken from the catalyst's part. None: 0.25 when the question is known while
             reading, else 0: what all heads make of a generic question is worth less. Paper: none.
-        neighbours: How many document tokens on each side a high score also lifts, so that names and figures are kept
-            whole. Paper: none (lone tokens).
+        neighbours: How many document tokens on each side a high score also lifts, as far as all between are still
+            held, so that names and figures are kept whole. Paper: none (lone tokens).
         neighbour_weight: What share of its score a token lends to those neighbours. Paper: none.
         sink_tokens: The first tokens of the sequence that are never dropped; the chat prefix counts towards them and is
             always kept whole. Paper: not given.

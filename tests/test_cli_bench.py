@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from conftest import byte_tokenizer, tiny_model
 
 from infinipot_llm import PotConfig, cli
 from infinipot_llm.answering.prompt import Prompt
-from infinipot_llm.cli.comparing import Clock, duration, parse_length
+from infinipot_llm.cli.comparing import Clock, duration, marked, parse_length
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.evaluation import arms, runs
 from infinipot_llm.evaluation.arms import Arm, Outcome
@@ -408,3 +409,9 @@ def test_the_time_left_counts_reading_and_answering(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(("seconds", "said"), [(39.4, "39 s"), (150, "2 min"), (7200, "2.0 h")])
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_a_case_with_other_labels_is_another_case() -> None:
+    """They decide what an answer is worth: a corrected file is scored anew."""
+    case = Case("k", "context", "question", ("City",), "trec", "g", ("City", "Food"))
+    assert marked(case).key == marked(case).key != marked(replace(case, classes=("City",))).key

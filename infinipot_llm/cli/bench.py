@@ -178,7 +178,7 @@ def hit_rate(
         llm = load(options, arms, questions.max_new_tokens)
         counting = Bench(llm, arms, rows, options, questions.templates)
         announce(counting, questions.cases)
-        found = counting.count_hits(questions.cases, questions.prompts(llm))
+        found = counting.count_hits(questions.cases, questions.prompts(llm.form))
     about = f"Hit rates, {data.name}: {describe(llm, options)}; run {run_name(found)}"
     write_report(options["out"] / "hit-rate.md", about, hit_table(found))
     click.echo(f"infinipot: {options['out'] / 'hit-rate.jsonl'} and hit-rate.md are written", err=True)
@@ -219,19 +219,10 @@ def announce(bench: Bench, cases: Sequence[Case]) -> None:
 
 def ask(questions: Questions, arms: list[Arm], name: str, options: dict[str, Any]) -> None:
     """Ask questions of arms, and write NAME.jsonl and NAME.md."""
-    from infinipot_llm.evaluation.metrics import scores
-    from infinipot_llm.evaluation.tasks import TASKS
-
     if options["hidden"]:
         questions.check_hidden()
     with open_rows(options["out"], f"{name}.jsonl") as rows:
         llm = load(options, arms, questions.max_new_tokens)
-        found = Bench(llm, arms, rows, options, questions.templates).run(
-            questions.cases,
-            prompt_for=questions.prompts(llm),
-            score=lambda case, answer: scores(TASKS[case.task], answer, case),
-            max_new_tokens=lambda case: TASKS[case.task].max_new_tokens,
-            stop=lambda case: TASKS[case.task].stop,
-        )
+        found = Bench(llm, arms, rows, options, questions.templates).run(questions.cases, **questions.asked(llm.form))
     report(options["out"] / f"{name}.md", f"{questions.name}: {describe(llm, options)}", found, options["base"])
     click.echo(f"infinipot: {options['out'] / name}.jsonl and {name}.md are written", err=True)

@@ -17,7 +17,7 @@ from infinipot_llm.cli.options import make_config
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from infinipot_llm.answering.prompt import Prompt
+    from infinipot_llm.answering.prompt import Prompt, PromptForm
     from infinipot_llm.engine import InfiniPot
     from infinipot_llm.evaluation.arms import Arm
     from infinipot_llm.evaluation.cases import Case
@@ -191,25 +191,43 @@ class Questions:
         self.templates = {name: known.get(name) for name in self._firsts}
         self.max_new_tokens = max(TASKS[name].max_new_tokens for name in self._firsts)
 
+    def shown_first(self, case: Case) -> bool:
+        """Whether the prompt of a case shows the question before the context."""
+        template = self.templates.get(case.task)
+        return template is not None and "{input}" in template.partition("{context}")[0]
+
     def check_hidden(self) -> None:
         """Refuse prompts that show the question before the context, where it is to be hidden while that is read."""
-        for name, template in self.templates.items():
-            if template is not None and "{input}" in template.partition("{context}")[0]:
+        for name, case in self._firsts.items():
+            if self.shown_first(case):
                 raise click.UsageError(
                     f"the prompt of {name} has {{input}} before {{context}}, which shows the question while reading: "
                     "put it behind, or leave out --hidden."
                 )
 
-    def prompts(self, llm: InfiniPot) -> Callable[[Case], Prompt]:
+    def prompts(self, form: PromptForm) -> Callable[[Case], Prompt]:
         """Return what makes the prompt of a case, tried on one case of each task."""
         from infinipot_llm.evaluation.tasks import TASKS
 
         def prompt_for(case: Case) -> Prompt:
-            return TASKS[case.task].prompt_for(llm.form, case, self.templates.get(case.task))
+            return TASKS[case.task].prompt_for(form, case, self.templates.get(case.task))
 
         for case in self._firsts.values():
             prompt_for(case)
         return prompt_for
+
+    def asked(self, form: PromptForm) -> dict[str, Any]:
+        """Return how the questions are asked and scored, as `runs.run` takes it."""
+        from infinipot_llm.evaluation.metrics import scores
+        from infinipot_llm.evaluation.tasks import TASKS
+
+        return {
+            "prompt_for": self.prompts(form),
+            "score": lambda case, answer: scores(TASKS[case.task], answer, case),
+            "max_new_tokens": lambda case: TASKS[case.task].max_new_tokens,
+            "stop": lambda case: TASKS[case.task].stop,
+            "shown_first": self.shown_first,
+        }
 
 
 @dataclass
@@ -386,6 +404,6 @@ def marked(case: Case) -> Case:
     """Return a case whose key also tells it from cases of the same name in other data."""
     import hashlib
 
-    text = "\0".join((case.context, case.question, *case.references))
+    text = "\0".join((case.context, case.question, *case.references, *case.classes))
     mark = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return replace(case, key=f"{case.key}-{mark}")

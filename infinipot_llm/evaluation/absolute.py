@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.rotation import Rotation
 from infinipot_llm.models.slots import SlotLayer
-from infinipot_llm.pot.pot import PREFIX, Pot
+from infinipot_llm.pot.pot import Pot
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,15 @@ class AbsoluteLayer(SlotLayer):
         self.length = kept
 
 
-def absolute_pot(adapter: Adapter, budget: int, prefix: Sequence[int], tokens: int) -> Pot:
-    """Return a pot for a text of so many tokens that holds the prefix and never counts anew.
+def absolute_pot(adapter: Adapter, budget: int, tokens: int) -> Pot:
+    """Return an empty pot for so many tokens, the prompt's before the text among them, that never counts anew.
 
     Raises:
         BudgetError: The model has sliding layers, which know no positions but their own.
     """
     check_positions(adapter)
     pot = Pot(adapter, budget)
-    _exchange(pot, adapter.rotations(budget + len(prefix) + tokens))
-    if prefix:
-        adapter.forward(torch.tensor(list(prefix), dtype=torch.long), pot.cache)
-        pot.record(torch.full((len(prefix),), PREFIX))
+    _exchange(pot, adapter.rotations(budget + tokens))
     return pot
 
 

@@ -23,7 +23,7 @@ import copy
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -78,9 +78,12 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
 }
 """Settings of PotConfig that an arm may change, and what makes the value of each out of text."""
 
+_OF_POLICIES = ("novelty_share", "agreement", "neighbours", "neighbour_weight", "catalyst_reduce", "catalysts")
+"""Those that only some policies look at."""
+
 STEP = 128
-"""Tokens between two evictions of a rolling arm. Authors drop one token at a time, which is the same for a score that
-does not change in between, and many times slower."""
+"""Most tokens between two evictions of a rolling arm; an eighth of what a small budget holds. Authors drop one token at
+a time, which is the same for a score that does not change in between, and many times slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,12 @@ def parse_arm(name: str) -> Arm:
         raise BudgetError(f"the arm {name!r} cannot be: positions=kept is for policies inside the loop.")
     policy = "infinipot" if way == "recall" else way
     config = PotConfig(policy=policy, **changes)  # refuses what can never be
-    needs = make_policy(config, known=True).needs
+    made = make_policy(config, known=True)
+    used = {field.name for field in fields(made)}  # type: ignore[arg-type]
+    used |= {"catalyst_reduce", "catalysts"} if made.needs.catalyst else set()
+    if idle := [name for name in changes if (name in _OF_POLICIES and name not in used) or (own and name == "kept")]:
+        raise BudgetError(f"the arm {name!r} has no use for {idle[0]}: leave it out.")
+    needs = made.needs
     asks = needs.catalyst or (own and OWN[way] == "whole" and bool(needs.last_queries or needs.received))
     return Arm(
         name, policy, OWN[way] if own else None, asks and way != "recall", tuple(changes.items()), keeps_positions
@@ -297,9 +305,10 @@ class Examinee:
         if arm.own == "rolling":
             divided = plan(config, adapter.window, len(text), len(prefix), 0, reserve)
             free = divided.room - divided.pinned
-            config = replace(config, kept=max(1, free - STEP) / free, chunk=min(config.chunk, STEP))
+            step = max(1, min(STEP, free // 8))
+            config = replace(config, kept=max(1, free - step) / free, chunk=min(config.chunk, step))
         with adapter.lock:
-            pot = absolute_pot(adapter, config.budget, prefix, len(text)) if arm.keeps_positions else None
+            pot = absolute_pot(adapter, config.budget, len(prefix) + len(text)) if arm.keeps_positions else None
             pot, stats = Reader(adapter, config, known=known).read(text, prefix, catalysts, reserve, pot=pot)
         return _State(key, pot, stats)
 

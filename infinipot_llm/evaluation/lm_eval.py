@@ -82,6 +82,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 _LINE = re.compile(r"^(?=[^\n]*\S)", re.M)
 _PLACE = "<<message {} 5f0c>>"
 _PLACES = re.compile(r"<<message (\d+) 5f0c>>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # first one given counts
 
 
@@ -339,6 +340,7 @@ class InfiniPotLM(LM):  # type: ignore[misc,unused-ignore]
         else:
             start, end, said = 0, len(text), [(0, len(text))]
             before = leading_ids(form.codec.tokenizer)
+        text = _SURROGATE.sub("\ufffd", text)  # half of a character, which no tokenizer takes
         cut = start + question_start(text[start:end], self._question_from)
         before += self._tokens(text, said, 0, start)
         behind = self._tokens(text, said, cut, len(text))

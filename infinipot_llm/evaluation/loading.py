@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.clean import clean
 from infinipot_llm.errors import BudgetError, DocumentError
 from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.tasks import TASKS
@@ -87,8 +88,8 @@ def _of_file(path: Path, task: str | None, join: int | None) -> list[Case]:
 
 
 def _longbench_case(row: dict[str, Any], where: str, number: int, task: str | None) -> Case:
-    context = _string(row, "context", where)
-    question = _string(row, "input", where, may_be_empty=True)
+    context = _readable(row, "context", where)
+    question = _readable(row, "input", where, may_be_empty=True)
     answers = _strings(row, "answers", where)
     name = task or _string(row, "dataset", where).removesuffix("_e")
     if name not in TASKS:
@@ -100,7 +101,7 @@ def _longbench_case(row: dict[str, Any], where: str, number: int, task: str | No
         raise DocumentError(f"{where}: the field input is empty, and {name} needs a question.")
     own = row.get("_id") or number
     facts = {"length": row["length"]} if isinstance(row.get("length"), int) else {}
-    group = hashlib.sha256(context.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    group = hashlib.sha256(context.encode()).hexdigest()[:16]
     return Case(f"{name}:{own}", context, question, answers, name, group, classes, facts)
 
 
@@ -114,12 +115,12 @@ def _of_squad(data: Any, where: str, task: str, join: int | None) -> list[Case]:
             asked = []
             for q, row in enumerate(_items(paragraph, "qas", here)):
                 place = f"{here}.qas[{q}]"
-                question = _string(row, "question", place)
+                question = _readable(row, "question", place)
                 answers = [_string(answer, "text", place) for answer in _items(row, "answers", place)]
                 if answers and not row.get("is_impossible"):
                     own = str(row.get("id") or f"{a}.{p}.{q}")
                     asked.append((own, f"a{a}", question, tuple(dict.fromkeys(answers))))
-            paragraphs.append((_string(paragraph, "context", here), asked))
+            paragraphs.append((_readable(paragraph, "context", here), asked))
     cases = []
     for number, document in enumerate(_joined(paragraphs, join)):
         context = BETWEEN.join(text for text, _ in document)
@@ -169,7 +170,7 @@ def _of_pdfs(path: Path, task: str) -> list[Case]:
 
 
 def _pdf_case(row: dict[str, Any], where: str, key: str, document: Document, name: str, task: str) -> Case:
-    question = _string(row, "question", where)
+    question = _readable(row, "question", where)
     several = "answers" in row or "answer" not in row
     answers = _strings(row, "answers", where) if several else (_string(row, "answer", where),)
     page = row.get("page")
@@ -230,6 +231,14 @@ def _string(row: Any, field: str, where: str, *, may_be_empty: bool = False) -> 
         raise DocumentError(f"{where}: the field {field} is missing or no text.")
     if not may_be_empty and not value.strip():
         raise DocumentError(f"{where}: the field {field} is empty.")
+    return value
+
+
+def _readable(row: Any, field: str, where: str, *, may_be_empty: bool = False) -> str:
+    """Return a text as documents and questions are read: clean, so that no part of it stops a run half-way."""
+    value = clean(_string(row, field, where, may_be_empty=may_be_empty))
+    if not may_be_empty and not value.strip():
+        raise DocumentError(f"{where}: the field {field} is empty but for characters that are not read.")
     return value
 
 

@@ -220,8 +220,7 @@ def _scored_part(task: Task, prediction: str) -> str:
     """
     if task.metric == "code_similarity":
         return prediction
-    text = prediction.strip()
-    return text.split("\n")[0] if task.first_line else text
+    return prediction.lstrip("\n").split("\n")[0] if task.first_line else prediction.strip()
 
 
 def _longbench_normalised(text: str) -> str:

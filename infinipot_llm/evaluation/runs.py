@@ -135,6 +135,7 @@ def run(
     score: Score,
     max_new_tokens: Callable[[Case], int],
     stop: Callable[[Case], tuple[str, ...]] = lambda case: (),
+    shown_first: Callable[[Case], bool] = lambda case: False,
     hidden: bool = False,
     progress: Callable[[Step], None] | None = None,
 ) -> list[Row]:
@@ -157,6 +158,7 @@ def run(
             the one that counts first.
         max_new_tokens: Returns the longest answer of a case.
         stop: Returns the texts that end the answer of a case.
+        shown_first: Returns whether the prompt of a case has the question before the context, which every arm sees.
         hidden: The question is not known while reading.
         progress: Told after every case.
 
@@ -176,7 +178,7 @@ def run(
     for reading in readings:
         for case in reading.cases:
             identity = {"arm": reading.arm.name, "key": case.key, "settings": which}
-            seen = reading.arm.wants_question and not hidden
+            seen = (reading.arm.wants_question and not hidden) or shown_first(case)
             about = {"task": case.task, "group": case.group, "facts": case.facts, "hidden": hidden, "seen": seen}
             about |= common
             try:

@@ -23,8 +23,9 @@ def paired(
     """Compare two methods on the same questions: the mean of a - b, and its 95 % percentile interval.
 
     Whole groups are drawn with replacement (cluster bootstrap), as questions of one article are not independent. Below
-    about 20 groups such intervals are somewhat too narrow. Of fewer than `LEAST_GROUPS` groups there is none (nan): not
-    even an exact sign test could tell the methods apart at 5 %, whatever the scores. Of no questions all three are nan.
+    about 20 groups such intervals are somewhat too narrow. Of fewer than `LEAST_GROUPS` groups, in any of the tasks,
+    there is none (nan): not even an exact sign test could tell the methods apart at 5 %, whatever the scores. Of no
+    questions all three are nan.
 
     Args:
         a: [n] scores of a method, one per question.
@@ -37,9 +38,24 @@ def paired(
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     sums, counts = _cells(difference, groups, tasks)
-    if len(sums) < LEAST_GROUPS:
+    if _few(counts):
         return _mean(sums, counts), float("nan"), float("nan")
     return _mean(sums, counts), *_bootstrap(sums, counts, resamples, seed)
+
+
+def differing(a: ArrayLike, b: ArrayLike, groups: Sequence[str]) -> int:
+    """Count the groups in which two methods do not come out alike.
+
+    Where these are fewer than `LEAST_GROUPS`, no sign test tells the methods apart, although the bootstrap's interval
+    may leave out 0: it draws only what it has seen.
+
+    Args:
+        a: [n] scores of a method, one per question.
+        b: [n] scores of the other one, same questions.
+        groups: [n] the source of each question.
+    """
+    sums, _ = _cells(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), groups, None)
+    return int((np.abs(sums) > 1e-9).sum())
 
 
 def share(
@@ -54,8 +70,9 @@ def share(
 
     The interval is that of a cluster bootstrap by group, as in `paired`, but Wilson's where a share of hits has no
     groups to speak of (every question of a single task is its own), or nothing that a bootstrap could vary (all hit, or
-    none), then with as many trials as there are groups. Fewer than `LEAST_GROUPS` groups have no bootstrap, and no
-    interval (nan): of two, it would only ever draw the one, the other, or both. Of no questions all three are nan.
+    none), then with as many trials as there are groups. Fewer than `LEAST_GROUPS` groups, in any of the tasks, have no
+    bootstrap, and no interval (nan): of two, it would only ever draw the one, the other, or both. Of no questions all
+    three are nan.
 
     Args:
         values: [n] hits (0 or 1) or scores, one per question.
@@ -70,7 +87,7 @@ def share(
     own = trials == len(value) and kinds == 1
     if trials and np.isin(value, (0.0, 1.0)).all() and (own or mean in (0.0, 1.0)):
         return mean, *_wilson(mean, trials)
-    if trials < LEAST_GROUPS:
+    if _few(counts):
         return mean, float("nan"), float("nan")
     return mean, *_bootstrap(sums, counts, resamples, seed)
 
@@ -88,6 +105,11 @@ def _cells(
     np.add.at(sums, (group, task), values)
     np.add.at(counts, (group, task), 1)
     return sums, counts
+
+
+def _few(counts: NDArray[np.int64]) -> bool:
+    """Tell whether a task has fewer than `LEAST_GROUPS` groups, or there is none."""
+    return int((counts > 0).sum(0).min(initial=LEAST_GROUPS)) < LEAST_GROUPS or not len(counts)
 
 
 def _mean(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> float:

@@ -8,14 +8,15 @@ from statistics import median
 from typing import Any
 
 from infinipot_llm.evaluation.rows import Row
-from infinipot_llm.evaluation.statistics import LEAST_GROUPS, paired, share
+from infinipot_llm.evaluation.statistics import LEAST_GROUPS, differing, paired, share
 
 NOTE = (
-    "Intervals are 95 % intervals, clustered by source, each for itself. A tie is a difference whose interval holds 0, "
-    f"or one between fewer than {LEAST_GROUPS} sources, which cannot show any; it is taken on the cases that both arms "
-    "could be run on. Question: whether the arm had seen it while reading; compare methods among those that had, or "
-    "among those that had not. Seconds and slots are medians; reading that served several questions counts once. All: "
-    "the mean of the tasks' means, over the cases that every arm could be run on."
+    "Intervals are 95 % intervals, clustered by source, each for itself; a task of fewer than "
+    f"{LEAST_GROUPS} sources has none. A tie is a difference whose interval holds 0, or that fewer than {LEAST_GROUPS} "
+    "sources show, which can be chance; it is taken on the cases that both arms could be run on. Question: whether the "
+    "arm had seen it while reading; compare methods among those that had, or among those that had not. Seconds and "
+    "slots are medians; reading that served several questions counts once, and intervals speak of further questions on "
+    "these contexts then. All: the mean of the tasks' means, over the cases that every arm could be run on."
 )
 """What a reader of the tables must know."""
 
@@ -126,13 +127,11 @@ def _line(task: str, arm: str, rows: Sequence[Row], against: dict[str, Row], sco
         groups, tasks = ([row[name] for row in scored] for name in ("group", "task"))
         mean = _interval("{:.3f}", *share([_score(row, score) for row in scored], groups, tasks=tasks))
     if both:
+        own, of_base = ([_score(row, score) for row in some] for some in (both, (against[row["key"]] for row in both)))
+        groups, tasks = ([row[name] for row in both] for name in ("group", "task"))
         difference = _difference(
-            *paired(
-                [_score(row, score) for row in both],
-                [_score(against[row["key"]], score) for row in both],
-                [row["group"] for row in both],
-                tasks=[row["task"] for row in both],
-            ),
+            *paired(own, of_base, groups, tasks=tasks),
+            chance=differing(own, of_base, groups) < LEAST_GROUPS,
             cases=None if len(both) == len(scored) == len(against) else len(both),
         )
     reads = [row["read_seconds"] for row in scored if row["read_seconds"] > 0]
@@ -153,10 +152,10 @@ def _interval(form: str, mean: float, low: float, high: float) -> str:
     return f"{form.format(mean)} [{between}]"
 
 
-def _difference(mean: float, low: float, high: float, cases: int | None) -> str:
+def _difference(mean: float, low: float, high: float, *, chance: bool, cases: int | None) -> str:
     """Write a difference, whether it is one, and on how many cases it was taken where these are not all."""
     some = "" if cases is None else f", {cases} cases"
-    tie = ", tie" if math.isnan(low) or low <= 0 <= high else ""
+    tie = ", tie" if chance or math.isnan(low) or low <= 0 <= high else ""
     return _interval("{:+.3f}", mean, low, high) + tie + some
 
 

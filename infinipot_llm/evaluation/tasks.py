@@ -13,7 +13,7 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
-from infinipot_llm.answering.prompt import Prompt, PromptForm, leading_ids
+from infinipot_llm.answering.prompt import Prompt, PromptForm, leading_ids, rendered
 from infinipot_llm.errors import ModelError, QuestionError
 from infinipot_llm.evaluation.cases import Case
 from infinipot_llm.evaluation.metrics import Metric
@@ -149,9 +149,8 @@ def _user_turn(tokenizer: Any, turn: str) -> str:
     Raises:
         ModelError: The chat template refuses it.
     """
-    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     try:
-        return str(tokenizer.apply_chat_template([{"role": "user", "content": turn}], **settings))
+        return rendered(tokenizer, [{"role": "user", "content": turn}])
     except Exception as error:  # templates raise whatever their author chose
         raise ModelError(f"this model's chat template does not take a question alone: {error}.") from error
 

@@ -106,7 +106,7 @@ class Reader:
             reserve: Slots left free behind the text for a question and its answer.
             sink: Given the un-rotated keys and values of every token, chunk by chunk.
             pot: A pot that was filled from the tokens before `start` of this text, with the same prefix, to read on
-                with; it is changed. None: a new one.
+                with; or an empty one, to begin with. It is changed. None: a new one.
             start: The first token to read.
             progress: Told after every forward pass.
             tracer: Told about every distillation.
@@ -127,8 +127,8 @@ class Reader:
         room, kept, pinned = divided.room, divided.kept, divided.pinned
         started = time.perf_counter()
         every = torch.from_numpy(text.ids.astype("int64")).to(device)  # once: each copy would make a GPU wait
-        fresh = pot is None
         pot = Pot(adapter, config.budget) if pot is None else pot
+        fresh = not pot.length
         if (needs := self.policy.needs).watching:
             if start:
                 raise BudgetError(

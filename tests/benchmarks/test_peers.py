@@ -49,6 +49,9 @@ for line in sys.stdin:
         file.write(line)
     if request["press"] == "dies":
         sys.exit("killed: out of memory.")
+    if request["press"] == "full":
+        print(json.dumps({"error": "RuntimeError: can't allocate memory", "out_of_memory": True}), flush=True)
+        continue
     if request["press"] == "cannot":
         print(json.dumps({"error": "AssertionError: too short"}), flush=True)
         continue
@@ -239,10 +242,54 @@ def test_one_table_shows_ours_and_theirs(word_model: Path, fake: Callable[..., K
         rows = ours_and_theirs(tmp_path / command, command, arguments, fake())
         ours, theirs = rows[:many], rows[many:]
         assert [row["arm"] for row in rows] == ["streaming"] * many + ["kvpress:none"] * many
-        for name in ("key", "settings", "group", "slots", "model", "dtype", "budget", "context_tokens"):
+        for name in ("key", "group", "slots", "model", "dtype", "budget", "context_tokens"):
             assert [row[name] for row in ours] == [row[name] for row in theirs], name
         assert not any(row["seen"] for row in rows)
     assert theirs[0]["score"] > 0
+
+
+def test_what_was_measured_otherwise_is_measured_again(
+    word_model: Path, fake: Callable[..., Kvpress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared readings have no times, and another kvpress, or an edit of what asks it, may answer otherwise."""
+    data = tmp_path / "set.jsonl"
+    row = {"context": CONTEXT * 3, "input": "When was the mill sold?", "answers": ["1871"], "dataset": "hotpotqa"}
+    data.write_text(json.dumps(row))
+    same = ["qa", str(data), "--model", str(word_model), "--dtype", "float32", "--budget", "400", "--hidden"]
+    same += ["--out", str(tmp_path / "out"), "--python", "p", "--presses", "none"]
+    counts = []
+    for more, about in (([], {}), (["--share"], {}), (["--share"], {}), ([], {"kvpress": "0.2"}), ([], {})):
+        kvpress = fake()
+        kvpress.about |= about
+        monkeypatch.setattr(Kvpress, "start", lambda *how, kvpress=kvpress: kvpress)
+        done = CliRunner().invoke(peers.main, [*same, *more], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        counts.append(len(requests(tmp_path)))
+    assert counts == [1, 2, 2, 3, 3]
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"hotpotqa": "Question: {input}\n{context}\nAnswer:"}))
+    for more, sentence in (
+        (["--prompts", str(prompts)], "shows the question while reading"),
+        (["--base", "infinipod"], "--base is 'infinipod', of which there are no rows"),
+    ):
+        done = CliRunner().invoke(peers.main, [*same, *more])
+        assert done.exit_code == 2
+        assert sentence in done.output
+    assert len(requests(tmp_path)) == 3
+
+
+def test_where_memory_ran_out_is_tried_again(tiny_llm: InfiniPot, fake: Callable[..., Kvpress], tmp_path: Path) -> None:
+    peer = Peer(fake(), tiny_llm.form, tiny_llm.config)
+    case = Case("c", CONTEXT, "When?", ("1871",), "qa", "g")
+    with PeerRows(tmp_path / "rows.jsonl", peer) as rows:
+        for _ in range(2):
+            (row,) = run(
+                peer, [case], [peer_arm("full", hidden=True)], rows, settings={}, hidden=True,
+                prompt_for=lambda case: prompt_of(tiny_llm, case.question), score=lambda case, answer: 1.0,
+                max_new_tokens=lambda case: 16,
+            )  # fmt: skip
+            assert row["refused"] == "memory ran out."
+    assert len(requests(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("command", ["needle", "qa"])

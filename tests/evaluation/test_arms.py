@@ -169,6 +169,17 @@ def test_rolling_drops_little_and_often(llm: InfiniPot) -> None:
     assert torch.equal(origin, torch.arange(rolling.context_tokens - len(origin), rolling.context_tokens))
 
 
+def test_rolling_holds_on_to_most_of_a_small_budget(llm: InfiniPot) -> None:
+    """Whatever is dropped at a time, it is little of what is held."""
+    asked = prompt(llm)
+    for free in (150, 60, 9):
+        budget = len(asked.before) + max(160, len(asked.behind)) + 8 + free
+        pot, outcome = read_by(llm, f"own:streaming:budget={budget}")
+        assert outcome.cycles > 1
+        assert free - max(1, free // 8) <= outcome.slots - len(asked.before) <= free
+        assert pot.origin[0, 0, -1] == outcome.context_tokens - 1
+
+
 def test_positions_that_are_kept_are_those_of_the_plain_model(llm: InfiniPot) -> None:
     """Without a distillation nothing differs; after one, keys stand where they were read, as in the plain model."""
     asked = prompt(llm)
@@ -177,6 +188,13 @@ def test_positions_that_are_kept_are_those_of_the_plain_model(llm: InfiniPot) ->
     assert Examinee(llm).answer(parse_arm(f"{wide}:positions=kept"), TEXT, asked, max_new_tokens=8).text == plain.text
 
     examinee = Examinee(llm)
+    first: list[list[float]] = []
+    for arm in ("infinipot:novelty_share=1:agreement=0", "infinipot:novelty_share=1:agreement=0:positions=kept"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pot, "record_novelty", lambda self, novelty: first.append(novelty[:2].tolist()))
+            Examinee(llm).answer(parse_arm(arm), TEXT, asked, max_new_tokens=8)
+    assert first[0] == pytest.approx(first[len(first) // 2])
+    assert first[0][0] > 0, "the first token's novelty is that behind the prompt"
     kept = examinee.answer(parse_arm("streaming:positions=kept"), TEXT, asked, max_new_tokens=8)
     assert kept.cycles > 1
     assert examinee._state is not None
@@ -359,6 +377,10 @@ def test_the_middle_is_cut_out(llm: InfiniPot) -> None:
         ("full:positions=kept", "is for policies inside the loop"),
         ("infinipot:catalyst_reduce=mean", "give 'sum' or 'max'"),
         ("infinipot:catalysts=Who?|", "catalysts holds an empty question"),
+        ("streaming:neighbours=3", "has no use for neighbours: leave it out"),
+        ("snapkv:catalysts=Who?", "has no use for catalysts"),
+        ("infinipot:novelty_share=1:agreement=0:catalyst_reduce=max", "has no use for catalyst_reduce"),
+        ("own:keydiff:kept=0.9", "has no use for kept"),
     ],
 )
 def test_a_name_that_means_nothing_is_refused(name: str, sentence: str) -> None:

@@ -45,6 +45,12 @@ def test_a_context_is_read_once_where_the_arm_allows(hidden: bool, reads: int) -
     assert {how["stop"] for how in examinee.how} == {()}
 
 
+def test_a_question_that_the_prompt_shows_first_is_seen_by_all() -> None:
+    shown = {case.key for case in CASES[:2]}
+    found = go(FakeExaminee(), Rows(None), shown_first=lambda case: case.key in shown)
+    assert [row["seen"] for row in found] == [True, True, False, False, False] + [True] * 5
+
+
 def test_a_row_says_how_it_went_and_nothing_of_what_was_asked(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with Rows(path) as rows:

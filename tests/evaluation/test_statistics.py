@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from infinipot_llm.evaluation.statistics import paired, share
+from infinipot_llm.evaluation.statistics import differing, paired, share
 
 
 def test_paired_interval_of_independent_questions_is_the_textbook_one() -> None:
@@ -73,7 +73,7 @@ def test_few_sources_have_no_interval() -> None:
 
 def test_several_tasks_count_alike_and_no_interval_leaves_the_scores() -> None:
     """Tasks of unequal sizes, each with sources of its own: weights by the original counts came out above 1."""
-    sizes = {"few": 6, "some": 20, "many": 300}
+    sizes = {"few": 12, "some": 20, "many": 300}
     tasks = [task for task, many in sizes.items() for _ in range(many)]
     groups = [f"{task}{number // 2}" for task, many in sizes.items() for number in range(many)]
     fixed = {"few": 1.0, "some": 0.6, "many": 0.2}
@@ -85,6 +85,26 @@ def test_several_tasks_count_alike_and_no_interval_leaves_the_scores() -> None:
         assert 0 <= low < mean < high <= 1 or values is constant
     assert share(constant, groups, tasks=tasks) == pytest.approx((0.6, 0.6, 0.6)), "tasks differ, and nothing varies"
     assert paired(constant, np.zeros(len(tasks)), groups, tasks=tasks) == pytest.approx((0.6, 0.6, 0.6))
+
+
+def test_a_task_of_few_sources_has_no_interval_to_give() -> None:
+    """Six needles of six kinds, one missed: drawing them again would never draw another needle of a kind."""
+    tasks = [f"kind{n}" for n in range(6)]
+    mean, low, high = share([1, 1, 1, 1, 1, 0.5], tasks, tasks=tasks)
+    assert mean == pytest.approx(5.5 / 6)
+    assert np.isnan([low, high]).all()
+    assert np.isnan(paired([1, 1, 1, 1, 1, 0], [1] * 6, tasks, tasks=tasks)[1:]).all()
+    many = [f"{kind}-{n}" for kind in tasks for n in range(6)]
+    some = np.random.default_rng(5).random(36)
+    assert not np.isnan(share(some, many, tasks=np.repeat(tasks, 6).tolist())).any()
+    assert np.isnan(share(some, many, tasks=[*np.repeat(tasks, 6)[:-1], "rare"])[1:]).all()
+
+
+def test_groups_that_differ_are_counted() -> None:
+    groups = ["a", "a", "b", "b", "c", "d"]
+    assert differing([1, 0, 1, 1, 0.5, 0], [0, 1, 1, 0, 0.5, 1], groups) == 2  # a's cancel out
+    assert differing([0.1 + 0.2], [0.3], ["a"]) == 0
+    assert differing([], [], []) == 0
 
 
 def test_a_single_task_is_no_task() -> None:

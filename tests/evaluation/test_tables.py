@@ -59,6 +59,15 @@ def test_few_sources_show_no_difference() -> None:
     assert cells(summary(rows, "a"), "qa", "b")[3] == "-1.000 [-1.000, -1.000]"
 
 
+def test_what_few_sources_show_is_a_tie() -> None:
+    """The interval leaves out 0, and 4 of 24 questions one way come by chance in one case of eight."""
+    rows = [row("a", 2 * n, 1.0) for n in range(24)] + [row("b", 2 * n, float(n >= 4)) for n in range(24)]
+    difference = cells(summary(rows, "a"), "qa", "b")[3]
+    assert re.fullmatch(r"-0\.167 \[-0\.\d+, -0\.\d+\], tie", difference)
+    rows = [row("a", 2 * n, 1.0) for n in range(24)] + [row("b", 2 * n, float(n >= 6)) for n in range(24)]
+    assert not cells(summary(rows, "a"), "qa", "b")[3].endswith("tie")
+
+
 def test_who_had_seen_the_question_is_told_apart() -> None:
     table = summary([row(arm, n, 1.0) for arm in ("full", "small") for n in range(4)])
     assert "| task | arm | question | n |" in table
@@ -159,9 +168,11 @@ def test_all_is_the_mean_of_the_tasks_over_what_every_arm_could_do() -> None:
 def test_the_interval_of_all_stays_among_the_scores() -> None:
     """One task has many questions to a source: a draw without it must not lift the others above 1."""
     few = [row(arm, n, 1.0 - (n == 5), "few", group=f"few{n}") for arm in ("full", "small") for n in range(6)]
-    many = [row(arm, n, 1.0 - (n == 0), "many", group=f"many{n // 25}") for arm in ("full", "small") for n in range(50)]
+    many = [
+        row(arm, n, 1.0 - (n == 0), "many", group=f"many{n // 25}") for arm in ("full", "small") for n in range(150)
+    ]
     score, difference = cells(summary(few + many), "all", "small")[2:4]
     mean, low, high = (float(part) for part in re.findall(r"[0-9.]+", score))
-    assert mean == pytest.approx((5 / 6 + 49 / 50) / 2, abs=1e-3)
+    assert mean == pytest.approx((5 / 6 + 149 / 150) / 2, abs=1e-3)
     assert low < mean < high <= 1.0
     assert difference == "+0.000 [+0.000, +0.000], tie"

@@ -110,7 +110,7 @@ def at_slots(values: Tensor, origin: Tensor) -> Tensor:
 
 
 def spread(scores: Tensor, origin: Tensor, radius: int, weight: float) -> tuple[Tensor, Tensor]:
-    """Lend each score to the tokens that stood beside it in the document and are still held.
+    """Lend each score to the tokens that stood beside it in the document, as far as all between are still held.
 
     Args:
         scores: [L, K, S] float32, not negative.
