@@ -124,7 +124,7 @@ class Assistant:
             max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.
             temperature: 0 decodes greedily.
             top_p: Nucleus, when the temperature is above 0.
-            stop: A text, or texts, that end the answer.
+            stop: A text, or texts, that end the answer; none ends one that follows a schema.
             seed: Of the sampling.
             progress: As in InfiniPot.read.
             cancelled: Asked while reading and waiting, and after every token; True ends the answer, with finish_reason
@@ -147,7 +147,8 @@ class Assistant:
         told = "" if schema is None else f"\n\nAnswer with JSON that follows this schema: {json.dumps(schema)}"
         room = llm.config.budget - limit - frame - self.count_tokens(told)
         talk, stuffed = unstuffed(said, self.count_tokens, room)
-        framed = talk[-1] != said[-1] and asked is None  # a template's words stand around the question
+        # A template's words stand around the question, and what was given as the question may hold what was taken out.
+        framed = talk[-1] != said[-1] and (asked is None or asked not in talk[-1].text)
         if framed:
             asked = question_in(talk[-1].text)
         unclear = framed and asked is None
@@ -155,7 +156,9 @@ class Assistant:
             asked = talk[-1].text if asked is None else asked
             talk[-1] = replace(talk[-1], text=talk[-1].text + told)
         several = _each_once((*documents, *stuffed))
-        text = self._tokenised(several)
+        taken = {d.content_hash for d in stuffed}  # their notes quote this conversation, and no other shall see them
+        bare = tuple(replace(d, notes=()) if d.content_hash in taken else d for d in several)
+        text = self._tokenised(bare)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         options |= {"cancelled": cancelled}
 
@@ -173,11 +176,12 @@ class Assistant:
             raise QuestionError("followup='reuse' answers from one document's pot: ask several with 'recall'.")
         try:
             if whole:
-                return self._from_whole(text, prompt, sampling, options)
+                return replace(self._from_whole(text, prompt, sampling, options), documents=several)
             if how == "reread":
                 looked_for = prompt.behind if catalyst is None and asked is None else prompt.query
-                return self._from_one_reading(text, prompt, looked_for, sampling, options, progress)
-            memory, read = self.collection.memory(several, progress=progress, cancelled=cancelled)
+                reply = self._from_one_reading(text, prompt, looked_for, sampling, options, progress)
+                return replace(reply, documents=several)
+            memory, read = self.collection.memory(bare, progress=progress, cancelled=cancelled)
             if how == "reuse":
                 prompt, sampling, _ = fitted(memory.pot.length)
                 if talk[0].role == "system":
@@ -185,7 +189,7 @@ class Assistant:
                         "the system message took no part: with followup='reuse' the pot was read with its own."
                     )
             answer = memory.answer(prompt, sampling, followup=how, **options)
-            return Reply(answer, how, memory.documents, _size(text, prompt), read, len(memory.text) - read)
+            return Reply(answer, how, several, _size(text, prompt), read, len(memory.text) - read)
         except GoneError:  # nobody waits any more
             options |= {"cancelled": lambda: True}
             stats = ReadStats(len(text))

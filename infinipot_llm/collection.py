@@ -78,6 +78,12 @@ class Collection:
                 return memories[0], read
             return self._kept(key, joined(memories)), read
 
+    def holds(self, document: Document) -> bool:
+        """Whether the memory of a document is open, or in the store, so that asking for it reads nothing."""
+        if (document.content_hash,) in self._memories:
+            return True
+        return self.store is not None and self.llm.config.shelf != "off" and self.llm.key([document]) in self.store
+
     def recognised(self, document_id: str) -> Document:
         """Return the document with this id (`Document.id`), when a memory of it is here or in the store.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infinipot_llm.answering.answer import Answer, Usage
@@ -100,7 +100,8 @@ def compose_several(
         asked: The prompts, each with a pot of its own.
         sampling: How to decode.
         citations: Whether to look for the passages that the answers rest on.
-        schema: A JSON schema that the answer, a single one, is to follow.
+        schema: A JSON schema that the answer, a single one, is to follow; stop strings, which would cut its JSON into
+            something else that parses, are left out of account then.
         on_text: Given the answer, a single one, piece by piece.
         cancelled: Asked while waiting for the model and after every token; True ends the answers, with finish_reason
             "cancelled".
@@ -112,6 +113,8 @@ def compose_several(
     alone = len(asked) == 1
     if not alone and (schema is not None or on_text is not None):
         raise QuestionError("several answers at once cannot be streamed or follow a schema: ask one by one.")
+    if schema is not None:
+        sampling = replace(sampling, stop=())
     started = time.perf_counter()
     said = [Decoded((), "", "cancelled")] * len(asked)
     prompts = [one.prompt for one in asked]

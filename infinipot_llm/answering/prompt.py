@@ -199,6 +199,8 @@ class PromptForm:
     def looked_for(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
         """Return what passages are looked for with: the question behind as many of the turns before it as fit.
 
+        Of a question that is longer than QUERY_TOKENS the end counts, which is where long ones ask.
+
         Args:
             turns: As in `conversation`.
             question: As in `conversation`.
@@ -206,7 +208,9 @@ class PromptForm:
         Raises:
             QuestionError: The question is empty.
         """
-        return self.latest(turns, question, QUERY_TOKENS)[1]
+        ids = self.latest(turns, question, QUERY_TOKENS)[1]
+        begin = list(self.before_question)
+        return ids if len(ids) <= QUERY_TOKENS else begin + ids[len(begin) - QUERY_TOKENS :]
 
 
 def _render(tokenizer: Any, system: str, *turns: str) -> str:

@@ -34,6 +34,43 @@ class InfiniPotFailedError(ModelError, ours.InfiniPotError):
     """Something around the model failed: the store, its disk, a damaged memory."""
 
 
+class InvalidDocumentError(InvalidRequestError, ours.DocumentError):
+    """A document cannot be read."""
+
+
+class InvalidQuestionError(InvalidRequestError, ours.QuestionError):
+    """A question is empty, or an option of asking is out of range."""
+
+
+class InvalidSettingError(InvalidRequestError, ours.BudgetError):
+    """A setting of the pot is out of range, or the budget has no room."""
+
+
+class ModelNotFetchedError(ModelUnavailableError, ours.ModelNotFetchedError):
+    """The model is not on this machine."""
+
+
+class MemoryFailedError(InfiniPotFailedError, ours.MemoryFileError):
+    """A memory is missing, damaged or of something else."""
+
+
+class StoreFailedError(InfiniPotFailedError, ours.StoreError):
+    """The store or its disk cannot be used."""
+
+
+_CLASSES = (
+    (ours.QuestionTooLongError, QuestionTooLongError),
+    (ours.QuestionError, InvalidQuestionError),
+    (ours.DocumentError, InvalidDocumentError),
+    (ours.BudgetError, InvalidSettingError),
+    (ours.ModelNotFetchedError, ModelNotFetchedError),
+    (ours.ModelError, ModelUnavailableError),
+    (ours.MemoryFileError, MemoryFailedError),
+    (ours.StoreError, StoreFailedError),
+)
+"""What ours become; the first that fits counts."""
+
+
 @contextmanager
 def langchain_errors() -> Iterator[None]:
     """Turn errors of infinipot_llm, raised within, into LangChain's classes; their sentences stay as they are."""
@@ -47,11 +84,5 @@ def langchain_errors() -> Iterator[None]:
 
 def _translated(error: ours.InfiniPotError) -> Exception:
     """Return LangChain's error for one of ours."""
-    sentence = str(error)
-    if isinstance(error, ours.QuestionTooLongError):
-        return QuestionTooLongError(sentence)
-    if isinstance(error, ours.ModelError):
-        return ModelUnavailableError(sentence)
-    if isinstance(error, (ours.QuestionError, ours.DocumentError, ours.BudgetError)):
-        return InvalidRequestError(sentence)
-    return InfiniPotFailedError(sentence)
+    theirs = next((theirs for own, theirs in _CLASSES if isinstance(error, own)), InfiniPotFailedError)
+    return theirs(str(error))

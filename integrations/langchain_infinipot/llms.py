@@ -98,12 +98,14 @@ class InfiniPotLLM(InfiniPotSettings, BaseLLM):
 
     def generate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
         """Answer prompts of any kind; see BaseLLM.generate_prompt."""
-        return super().generate_prompt([self._as_text(p) for p in prompts], *args, **kwargs)
+        own, rest = self._with(kwargs)
+        return BaseLLM.generate_prompt(own, [own._as_text(p) for p in prompts], *args, **rest)
 
     async def agenerate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
         """Answer prompts of any kind; see BaseLLM.agenerate_prompt."""
-        as_text = [await asyncio.to_thread(self._as_text, p) for p in prompts]  # parsing a PDF takes seconds
-        return await super().agenerate_prompt(as_text, *args, **kwargs)
+        own, rest = self._with(kwargs)
+        as_text = [await asyncio.to_thread(own._as_text, p) for p in prompts]  # parsing a PDF takes seconds
+        return await BaseLLM.agenerate_prompt(own, as_text, *args, **rest)
 
     def generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
         """Answer prompts; see BaseLLM.generate."""

@@ -38,6 +38,7 @@ CONFIG = ConfigDict(
 """Pydantic merges the configurations of base classes from left to right, so each class here says it again."""
 
 _assistants: dict[str, Any] = {}
+_loading: dict[str, threading.Lock] = {}
 _assistants_lock = threading.Lock()
 
 
@@ -171,7 +172,9 @@ class InfiniPotSettings(BaseModel):
         where = None if store is None else [str(store.folder), id(store) if store is self.store else 0]
         settings = {"device": self.device, "dtype": self.dtype, "download": self.download, **self._pot()}
         key = json.dumps([name, settings, where], sort_keys=True, default=str)
-        with _assistants_lock, langchain_errors():
+        with _assistants_lock:
+            loading = _loading.setdefault(key, threading.Lock())
+        with loading, langchain_errors():  # of this model alone: those that are ready answer meanwhile
             if key not in _assistants:
                 _assistants[key] = Assistant.shared(name, store=store, **settings)
             return _assistants[key]

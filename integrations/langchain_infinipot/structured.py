@@ -20,6 +20,14 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from langchain_infinipot.chat_models import ChatInfiniPot
 
+_NESTED = ("schema", "input_schema", "json_schema")
+"""Where requests to hosted models have their schema."""
+
+_KEYWORDS = {"type", "properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "items", "prefixItems"}
+"""Of a JSON schema; one without any of them lets everything pass."""
+
+_WANTED = "give a Pydantic class, a TypedDict, a JSON schema, or an OpenAI function."
+
 METHODS = ("json_schema", "function_calling", "json_mode")
 
 
@@ -71,7 +79,8 @@ def json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
     """Return the JSON schema of what LangChain takes for a schema.
 
     Args:
-        schema: A Pydantic class of version 1 or 2, a TypedDict, a JSON schema, or an OpenAI function or tool.
+        schema: A Pydantic class of version 1 or 2, a TypedDict, a JSON schema (or what holds one in "schema", as
+            requests to hosted models do), or an OpenAI function or tool.
 
     Raises:
         ValueError: It is none of these.
@@ -79,19 +88,23 @@ def json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         return dict(schema.model_json_schema() if issubclass(schema, BaseModel) else schema.schema())  # type: ignore[attr-defined]
     if isinstance(schema, Mapping) and not {"function", "parameters"} & set(schema):
-        return dict(schema)
+        own = schema
+        while nested := [own[name] for name in _NESTED if isinstance(own.get(name), Mapping)]:
+            own = nested[0]
+        if not _KEYWORDS & set(own):
+            raise ValueError(f"the schema {str(dict(schema))[:100]!r} says nothing of what is wanted: {_WANTED}")
+        return dict(own)
     try:
         return convert_to_json_schema(schema)
     except Exception as error:  # it takes whatever it was given apart
-        raise ValueError(
-            "the schema is none: give a Pydantic class, a TypedDict, a JSON schema, or an OpenAI function."
-        ) from error
+        raise ValueError(f"the schema is none: {_WANTED}") from error
 
 
 def _refuse_cut(result: list[Generation]) -> None:
-    """Refuse an answer that reached its limit: what there is of it may parse, and would be half of the truth."""
+    """Refuse an answer that did not end by itself: what there is of it may parse, and would be half of the truth."""
     said = result[0]
-    if isinstance(said, ChatGeneration) and said.message.response_metadata.get("finish_reason") == "length":
+    ended = said.message.response_metadata.get("finish_reason") if isinstance(said, ChatGeneration) else None
+    if ended in ("length", "cancelled"):
         raise OutputParserException(
             "the answer was cut off before its JSON was complete: raise max_tokens, or ask for less.",
             llm_output=said.text,

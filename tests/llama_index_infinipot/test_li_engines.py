@@ -324,3 +324,32 @@ def test_a_cited_sentence_belongs_to_the_passage_that_holds_most_of_it() -> None
     assert "cited" not in nodes[1].node.metadata  # the passage itself is as it was
     elsewhere = {**cited, "start": 17, "end": 20}
     assert len(cited_first(nodes, [elsewhere], {"d": source})) == 3
+
+
+class Masking(BaseNodePostprocessor):
+    """As those that hide names of persons do: the metadata stay, the text does not."""
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        for node in nodes:
+            node.node = node.node.model_copy(update={"text": node.node.text.replace("mill", "****")})
+        return nodes
+
+
+def test_what_a_postprocessor_hides_is_not_read_all_the_same(index: InfiniPotIndex) -> None:
+    with pytest.raises(InfiniPotIndexError, match=r"was changed .*: leave the postprocessor out"):
+        index.as_query_engine(node_postprocessors=[Masking()]).query(QUESTION)
+
+
+def test_blank_pages_are_no_sources() -> None:
+    far = [page(1, "The mill burned in 1901."), page(2, "The weir broke in 1902."), page(90, "Nobody slept.")]
+    index = InfiniPotIndex.from_documents(far, llm=tiny_llm())
+    memory, sources = index.memory_and_sources()
+    pages = sources["mill.pdf"].document.pages
+    blank = memory.text.tokens_in(0, pages[1].end + 6, pages[70].end)
+    assert blank[0] < blank[1]
+    assert nodes_of([Passage(*blank, 1.0)], memory.text, sources) == []
+    everything = nodes_of([Passage(0, len(memory.text), 1.0)], memory.text, sources)
+    assert [node.node.metadata["page"] for node in everything] == [1, 2, 90]
+    assert passages_in(everything, memory.text, sources) == [Passage(0, len(memory.text), 1.0)]

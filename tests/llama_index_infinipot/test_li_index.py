@@ -183,6 +183,24 @@ def test_a_file_that_got_shorter_loses_its_pages_whatever_their_ids_are() -> Non
     assert index.document(MILL).text == "Page 1, version 2.\n\nPage 2, version 2.\n\nPage 3, version 2."
 
 
+def test_parts_that_are_not_given_again_stay_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Whether they are gone, or did not change, nobody says."""
+
+    def sections(*names: str) -> list[Document]:
+        return [
+            Document(text=n, id_=f"a_part_{n}", metadata={"file_path": "/a.md", "file_name": "a.md"}) for n in names
+        ]
+
+    index = InfiniPotIndex.from_documents(sections("one", "two", "three"), llm=tiny_llm(), lazy=True)
+    index.update_ref_doc(sections("one")[0])
+    assert not caplog.messages
+    assert index.refresh_ref_docs(sections("one", "two")) == [False, False]
+    assert "three" in index.document("/a.md").text
+    assert caplog.messages == [
+        "2 of the 3 parts of a.md were given, and the others stay: if they are gone, delete_ref_doc('/a.md')."
+    ]
+
+
 def test_the_text_of_another_index_stays_where_it_is() -> None:
     context = StorageContext.from_defaults()
     first = InfiniPotIndex.from_documents([page(1, "One.")], llm=tiny_llm(), lazy=True, storage_context=context)

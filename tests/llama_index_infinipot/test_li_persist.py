@@ -318,3 +318,18 @@ def test_other_file_systems(tmp_path: Path, llm: InfiniPotLLM) -> None:
         index.storage_context.persist("/li-store", fs=fsspec.filesystem("memory"))
     index.storage_context.persist(str(tmp_path), fs=fsspec.filesystem("file"))
     assert InfiniPotIndex.load(tmp_path, llm=llm).ref_doc_info.keys() == {"river"}
+
+
+def test_what_was_inserted_after_persisting_is_open_in_this_process(
+    tmp_path: Path, llm: InfiniPotLLM, unread: list[str]
+) -> None:
+    """It is in no folder yet; elsewhere, where only the folder is, that is an error."""
+    index = InfiniPotIndex.from_documents([river()], llm=llm)
+    index.storage_context.persist(str(tmp_path / "store"))
+    index.insert(Document(text="The bridge is of oak.", id_="bridge"))
+    unread.clear()
+    again = load_index_from_storage(index.storage_context, llm=llm)
+    assert [d.name for d in again.memory_and_sources()[0].documents] == ["river", "bridge"]
+    assert unread == []
+    with pytest.raises(MemoryFileError, match="the memory of bridge is not in"):
+        load_index_from_storage(index.storage_context, llm=tiny_llm(options={"store": False}))

@@ -121,3 +121,29 @@ def test_whether_a_file_is_whole_is_its_reader_s_word() -> None:
     assert rejoin.is_whole([page(1, "a", total_pages=2), page(2, "b", total_pages=2)])
     assert not rejoin.is_whole([page(1, "a", total_pages=2)])
     assert rejoin.is_whole([page(1, "a")])
+
+
+def pymupdf(number: int, total: int) -> Document:
+    """A page as PyMuPDFReader gives it."""
+    return Document(
+        text=f"Page {number}.", metadata={"total_pages": total, "file_path": "/a.pdf", "source": str(number)}
+    )
+
+
+def test_pages_whose_number_stands_in_their_source() -> None:
+    pages = [pymupdf(n, 3) for n in (1, 2, 3)]
+    assert [rejoin.page_number(part) for part in pages] == [1, 2, 3]
+    whole = rejoin.rejoined(rejoin.in_order(pages[::-1]))
+    assert [(p.number, whole.text[p.start : p.end]) for p in whole.pages] == [(n, f"Page {n}.") for n in (1, 2, 3)]
+    one_by_one: list[Document] = []
+    for part in pages:
+        one_by_one = rejoin.merged(one_by_one, [part])  # type: ignore[assignment]
+    assert one_by_one == pages
+    for told in ({"source": "2"}, {"source": "7", "total_pages": 3}, {"source": "a.pdf", "total_pages": 3}):
+        assert rejoin.page_number(Document(text="x", metadata=told)) is None
+
+
+def test_a_part_of_more_than_are_given_joins_the_others() -> None:
+    first, second = (Document(text=t, id_=t, metadata={"file_path": "/a.pdf", "total_pages": 2}) for t in "ab")
+    assert rejoin.merged([first], [second]) == [first, second]
+    assert rejoin.merged([first, second], [Document(text="c", metadata={"file_path": "/a.pdf"})])[0].text == "c"

@@ -258,3 +258,14 @@ def test_a_question_longer_than_the_budget_is_langchains_own_error(tiny_llm: Inf
         model.invoke("why " * 40, max_tokens=400)
     with pytest.raises(ContextOverflowError):
         model.invoke("why?" * 400)
+
+
+async def test_the_model_of_a_call_opens_the_documents_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As streams do: another model knows other documents, and the first may not even be here."""
+    fakes = {"A": FakeAssistant(), "B": FakeAssistant("By B.")}
+    fakes["B"].known[DOC.id] = DOC
+    monkeypatch.setattr(InfiniPotLLM, "engine", lambda self, model=None: fakes[model or self.model])
+    bound = InfiniPotLLM(model="A", store=False).bind(model="B")
+    asked = [HumanMessage([{"type": "file", "file_id": DOC.id}, {"type": "text", "text": "Where?"}])]
+    assert bound.invoke(asked) == await bound.ainvoke(asked) == "".join(bound.stream(asked)) == "By B."
+    assert not fakes["A"].calls

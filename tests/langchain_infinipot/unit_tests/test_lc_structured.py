@@ -70,5 +70,20 @@ def test_structured_output_refuses_what_is_no_schema() -> None:
         chat().with_structured_output(Place, method="guess")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="schema is none"):
         chat().with_structured_output(7)  # type: ignore[arg-type]
+    for empty in ({}, {"title": "Place", "description": "Where."}, {"name": "Place", "schema": {"title": "Place"}}):
+        with pytest.raises(ValueError, match="says nothing of what is wanted"):
+            chat().with_structured_output(empty)
     with pytest.raises(LangChainException, match="unknown keyword 'max_tokn'"):
         chat().with_structured_output(Place, max_tokn=3)
+
+
+def test_a_schema_is_found_where_requests_to_hosted_models_have_it() -> None:
+    own = Place.model_json_schema()
+    for wanted in (
+        {"name": "place", "strict": True, "schema": own},
+        {"type": "json_schema", "json_schema": {"name": "place", "schema": own}},
+        {"name": "place", "description": "Where something is.", "input_schema": own},
+    ):
+        fake = FakeAssistant('{"where": "here"}')
+        assert chat(fake).with_structured_output(wanted).invoke(QUESTION) == {"where": "here"}
+        assert fake.calls[-1][2]["schema"] == own

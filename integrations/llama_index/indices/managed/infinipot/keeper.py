@@ -88,10 +88,10 @@ class Keeper:
         with held(self.lock, cancelled):
             for entry in self.unread(entries):
                 document = self._documents[entry.ref_doc_id]
-                if entry.memory is not None and self.folder is not None:
+                assistant = self.llm.assistant
+                if entry.memory is not None and self.folder is not None and not self._elsewhere(entry, document):
                     memory = self._loaded(entry, document, self.folder)
                 else:
-                    assistant = self.llm.assistant
                     memory = assistant.remember([document], progress=self.progress or None, cancelled=cancelled)
                     entry.memory = f"{assistant.llm.key([document])}.infinipot"
                     self._when_read()
@@ -147,6 +147,11 @@ class Keeper:
                     continue
                 memory.save(target)
             return names
+
+    def _elsewhere(self, entry: Entry, document: Document) -> bool:
+        """Whether a memory that is not in the folder, since it was read after that was written, is at hand."""
+        there = self.folder is not None and (self.folder / str(entry.memory)).is_file()
+        return not there and bool(self.llm.assistant.collection.holds(document))
 
     def _loaded(self, entry: Entry, document: Document, folder: Path) -> DocumentMemory:
         """Open a persisted memory, and check that it is of this document and this model."""

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.schema import BaseNode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    MetadataMode,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.indices.managed.infinipot.errors import InfiniPotIndexError
+from llama_index.indices.managed.infinipot.rejoin import page_number
 
 from infinipot_llm.documents import Document, Span
 
@@ -43,7 +51,7 @@ class Source:
 
     def told_of(self, page: int) -> dict[str, Any]:
         """Return the metadata that the reader gave the page of this number."""
-        numbered = [node for node in self.pages if node.metadata.get("page") == page]
+        numbered = [node for node in self.pages if page_number(node) == page]
         if numbered:
             return dict(numbered[0].metadata)
         return dict(self.pages[min(page, len(self.pages)) - 1].metadata)
@@ -65,6 +73,8 @@ def nodes_of(passages: Sequence[Passage], text: TokenizedText, sources: Mapping[
         pieces = [(first, end, _visible(text, first, end)) for first, end in _by_page(passage, text)]
         telling = [p for p in pieces if sum(map(str.isalnum, p[2].text if p[2] else "")) >= LEAST_LETTERS]
         telling = telling or [p for p in pieces if p[2] is not None]
+        if not telling:  # blank pages
+            continue
         starts = [passage.start, *(first for first, _, _ in telling[1:])]  # what tells nothing goes with what is before
         for (own, _, span), (first, end) in zip(telling, pairwise((*starts, passage.end)), strict=True):
             assert span is not None  # noqa: S101 - as chosen above
@@ -94,7 +104,8 @@ def passages_in(
         sources: The documents of that text by name, in order.
 
     Raises:
-        InfiniPotIndexError: A node is of something else, or of a document that is no longer there.
+        InfiniPotIndexError: A node is of something else, or of a document that is no longer there, or its text was
+            changed.
     """
     from infinipot_llm.memory.recall import Passage
 
@@ -125,6 +136,12 @@ def _moved(node: BaseNode, text: TokenizedText | None, sources: Mapping[str, Sou
         return 0
     for first, source in zip(text.first, sources.values(), strict=False):
         if source.ref_doc_id == node.ref_doc_id and source.document.id == told["document_id"]:
+            own = source.document.text[told["start_char_idx"] : told["end_char_idx"]]
+            if node.get_content(MetadataMode.NONE) != own:
+                raise InfiniPotIndexError(
+                    f"the text of a passage of {told['file_name']} was changed (by a postprocessor?), and the model "
+                    "would read it as it was: leave the postprocessor out, or answer with another synthesizer."
+                )
             return int(first) - int(base)
     raise InfiniPotIndexError(
         f"{told['file_name']} was changed or taken out of the index after its passages were found: ask again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -83,12 +84,15 @@ def file_key(part: BaseNode) -> str:
 
 def is_page(part: BaseNode) -> bool:
     """Tell whether a reader said which page this is."""
-    return "page" in part.metadata or "page_label" in part.metadata
+    return "page" in part.metadata or "page_label" in part.metadata or page_number(part) is not None
 
 
 def page_number(part: BaseNode) -> int | None:
-    """Return the page number, from 1, where the reader gave a usable one."""
-    number = part.metadata.get("page")
+    """Return the page number, from 1, where the reader gave a usable one; PyMuPDFReader has it in `source`."""
+    told = part.metadata
+    number, total, source = told.get("page"), told.get("total_pages"), str(told.get("source", ""))
+    if number is None and type(total) is int and re.fullmatch("[0-9]{1,6}", source) and int(source) <= total:
+        number = int(source)
     return number if type(number) is int and 1 <= number <= MOST_PAGES else None
 
 
@@ -101,7 +105,7 @@ def in_order(parts: Sequence[BaseNode]) -> list[BaseNode]:
     numbers = [page_number(part) for part in parts]
     if None in numbers:
         return list(parts)
-    ordered = sorted(parts, key=lambda part: part.metadata["page"])
+    ordered = [part for _, part in sorted(zip(numbers, parts, strict=True), key=lambda pair: pair[0] or 0)]
     twice = next((n for n in numbers if numbers.count(n) > 1), None) if len(set(numbers)) < len(numbers) else None
     if twice is not None:
         raise DocumentError(
@@ -114,10 +118,11 @@ def in_order(parts: Sequence[BaseNode]) -> list[BaseNode]:
 def merged(old: Sequence[BaseNode], new: Sequence[BaseNode]) -> list[BaseNode]:
     """Return the pages of a file after some of them were given anew: the same number, or else id, is the same page.
 
-    A text that is no page, such as a text file loaded again, is the whole file, unless it has the id of a part.
+    A text that is no page, such as a text file loaded again, is the whole file, unless it has the id of a part, or says
+    that there are more (`total_pages`).
     """
     known = {own_id(part) for part in old}
-    if not any(is_page(part) or own_id(part) in known for part in new):
+    if not any(is_page(part) or own_id(part) in known or _of_more(part, len(new)) for part in new):
         return list(new)
 
     def same(part: BaseNode) -> object:
@@ -127,6 +132,11 @@ def merged(old: Sequence[BaseNode], new: Sequence[BaseNode]) -> list[BaseNode]:
     pages = {same(part): part for part in old}
     pages.update({same(part): part for part in new})
     return list(pages.values())
+
+
+def _of_more(part: BaseNode, given: int) -> bool:
+    total = part.metadata.get("total_pages")
+    return type(total) is int and total > given
 
 
 def is_whole(parts: Sequence[BaseNode]) -> bool:

@@ -83,7 +83,8 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Take in documents that are new or have changed, and read these alone.
 
-        All pages of a file replace those it had; some of them, as their reader tells, replace the same pages.
+        All pages of a file replace those it had; some of them, as their reader tells, replace the same pages. Where the
+        reader does not say how many there are, pages that are not given stay, which a warning says.
 
         Args:
             documents: The documents, or pages.
@@ -93,14 +94,19 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
             For every document given, whether its file was new or had changed, be it in its metadata alone.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
-            updated = self._take(rejoin.by_file(documents))
+            files = rejoin.by_file(documents)
+            self._warn_of_fewer(files)
+            updated = self._take(files)
             if not self.lazy:
                 self.read(update_kwargs.get("cancelled"))
             return [updated[rejoin.file_key(document)] for document in documents]
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Take in another version of a document, or of a page."""
-        self.refresh_ref_docs([document], **update_kwargs)
+        with self._callback_manager.as_trace("update_ref_doc"):
+            self._take(rejoin.by_file([document]))
+            if not self.lazy:
+                self.read(update_kwargs.get("cancelled"))
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Take a document out of the index, and its memory; nothing else is touched.
@@ -179,6 +185,16 @@ class UpdatingIndex(BaseIndex[InfiniPotStruct]):
                 self._check_ids(entry, nodes)
                 plans[key] = (entry, old, nodes, document)
             return {key: self._put(*plan, key) for key, plan in plans.items()}
+
+    def _warn_of_fewer(self, files: Mapping[str, Sequence[BaseNode]]) -> None:
+        """Say of which files fewer parts were given than the index has: the others may be gone, or not have changed."""
+        for key, parts in files.items():
+            entry = self._index_struct.find(key)
+            if entry is not None and _fewer(parts, old := self._pages(entry)):
+                logger.warning(
+                    "%d of the %d parts of %s were given, and the others stay: if they are gone, delete_ref_doc(%r).",
+                    len(parts), len(old), entry.name, entry.ref_doc_id,
+                )  # fmt: skip
 
     def _check_ids(self, entry: Entry | None, nodes: Sequence[BaseNode]) -> None:
         """Refuse pages that would take the place of another document's in the docstore.
