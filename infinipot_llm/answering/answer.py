@@ -77,7 +77,8 @@ class Answer:
         usage: What it cost.
         supported: How many nats likelier the document makes this answer than the prompt alone does; near 0 or below,
             the answer does not come from the document. None where it was not looked for, or the answer tells nothing.
-        notes: Sentences on what the answer could not take into account.
+        notes: Sentences on what the answer could not take into account, and on what in it is doubtful: that no passage
+            matches the question, or which figures stand nowhere in the text that it was answered from.
         answerable: How likely it is that the documents answer the question at all, 0 to 1, judged by how well the best
             passage on the shelf matches it, before anything was written (docs/recall.md: how far to trust it). None
             where nothing was looked for, and for questions that only earlier turns explain.
