@@ -4,7 +4,7 @@
     python benchmarks/followup.py recall  --data DIR --memories DIR --out rows.jsonl       # passages found; no decoding
     python benchmarks/followup.py rounds  --data DIR --memories DIR --out rows.jsonl       # the same, looking twice
     python benchmarks/followup.py answers --data DIR --memories DIR --out rows.jsonl --arms recall-512,full [--limit 40]
-    python benchmarks/followup.py report  --out rows.jsonl [--base best-1024]
+    python benchmarks/followup.py report  --out rows.jsonl [--base best-1024] [--data DIR]  # DIR: lengths, too
 
 One state per document serves all its questions; nothing of a question is known while reading (arm `catalyst` is the
 exception, and says so). All arms use the same model, prompt, greedy decoding and answer length. Rows are appended to
@@ -30,7 +30,7 @@ import reform
 import retrievers
 import torch
 from followup_arms import ANSWER_TOKENS, ROOM, Asked, Ranges
-from followup_report import FOUND_AT, report
+from followup_report import FOUND_AT, report, report_lengths
 
 from infinipot_llm import Document, InfiniPot
 from infinipot_llm.answering.decode import Sampling, decode
@@ -211,6 +211,8 @@ def main() -> None:
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
     if args.what == "report":
         report(rows, args.base)
+        if args.data is not None:
+            report_lengths(rows, args.data)
         return
     torch.set_num_threads(args.threads)
     bench = Bench(args)

@@ -1,9 +1,11 @@
-"""The tables of followup.py: gold passages found, and answers with paired differences."""
+"""The tables of followup.py: gold passages found, answers beside those of an arm, and between lengths of documents."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import followup_data as data
 import numpy as np
 
 from infinipot_llm.evaluation.statistics import paired, share
@@ -64,3 +66,33 @@ def report(rows: list[dict[str, Any]], base: str = "best-1024") -> None:
                 f"| {length} | {arm} | {len(some)} | {right} | {f1:.3f} | {words:.1f} "
                 f"| {np.median([r['seconds'] for r in some]):.1f} | {len(both)} | {' | '.join(differences)} |"
             )
+
+
+def report_lengths(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Print what longer documents cost each arm, on the same questions.
+
+    Args:
+        rows: Of `answers`.
+        folder: The data, which tells which question a row's number stands for in each document.
+    """
+    samples = data.load(folder)
+    by_arm: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}  # arm, document, question
+    for sample in ("A4", "B4", "m16", "m30"):
+        asked = {number: question.question for number, question in data.drawn(samples, sample, len(rows) + 1)}
+        for row in (r for r in rows if r["sample"] == sample and "contains" in r):
+            length = "4K" if sample in ("A4", "B4") else sample
+            by_arm.setdefault(row["arm"], {}).setdefault(length, {})[asked[row["number"]]] = row
+    print("\n| arm | document | n | contains: minus 4K | F1: minus 4K |\n|---|---|---|---|---|")
+    for arm, of_arm in sorted(by_arm.items()):
+        for sample in ("m16", "m30"):
+            short, long = of_arm.get("4K", {}), of_arm.get(sample, {})
+            both = sorted(short.keys() & long.keys())
+            if both:
+                groups = [short[q]["group"] for q in both]
+                cells = [
+                    shown(
+                        paired([long[q][score] for q in both], [short[q][score] for q in both], groups), "+.3f", "+.3f"
+                    )
+                    for score in ("contains", "f1")
+                ]
+                print(f"| {arm} | {sample} | {len(both)} | {cells[0]} | {cells[1]} |")

@@ -21,7 +21,7 @@ import followup_data
 from followup import check_same
 from followup_arms import ROOM, Asked
 from followup_data import Question, Sample
-from followup_report import report
+from followup_report import report, report_lengths
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TEXT = "The mill at Tarn was sold in 1871. " * 20  # 700 tokens
@@ -139,3 +139,25 @@ def test_lengths_are_put_together_where_all_were_asked(capsys: pytest.CaptureFix
     assert joint[1].endswith("| 24 | +0.500 [+0.167, +0.833] | +0.200 [+0.200, +0.200] |")
     assert not any(line.startswith("| 8K |") for line in lines)  # x8 was not asked
     assert any(line.startswith("| 8K nq | full | 6 |") and "| 0 |  |  |" in line for line in lines)
+
+
+def test_lengths_are_compared_on_the_same_questions(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A question has another number in every document."""
+    questions = [Question("nq", f"g{n}", f"What is {n}?", ("x",), ((0, 1),)) for n in range(8)]
+    parts = {"A4": questions[:3], "B4": questions[3:], "m16": questions[::-1], "m30": questions[4:] + questions[:4]}
+    samples = {name: Sample(name, "", tuple(some)) for name, some in parts.items()}
+    monkeypatch.setattr(followup_data, "load", lambda folder: samples)
+    right = {f"What is {n}?": float(n < 6) for n in range(8)}
+    rows = [
+        {"sample": name, "number": number, "arm": "best-1024", "group": question.group, "f1": 0.5,
+         "contains": right[question.question] if name != "m30" else 0.0}
+        for name, sample in samples.items() for number, question in enumerate(sample.questions)
+    ]  # fmt: skip
+    report_lengths(rows, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "| best-1024 | m16 | 8 | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] |",
+        "| best-1024 | m30 | 8 | -0.750 [-1.000, -0.375] | +0.000 [+0.000, +0.000] |",
+    ]
