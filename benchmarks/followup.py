@@ -66,7 +66,7 @@ class Bench:
 
 def read(bench: Bench) -> None:
     for name in bench.args.samples:
-        bench.llm.config = replace(bench.llm.config, shelf="int8")  # for the arm load
+        bench.llm.config = replace(bench.llm.config, shelf=bench.args.shelf)
         memory = bench.llm.read(Document.from_text(bench.samples[name].text, name=name))
         memory.save(bench.args.memories / f"{name}.infinipot")
         ratio = memory.nbytes / (len(memory.text) * _cache_bytes(bench.llm))
@@ -204,6 +204,9 @@ def main() -> None:
     parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-512", "full"])
     parser.add_argument("--limit", type=int, default=1000, help="questions per sample; of A4 and B4 together")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument(
+        "--shelf", default="int8", help="what `read` keeps; arms load and reform need all keys and values"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--base", default="best-1024", help="the arm that others are compared with")
     parser.add_argument("--out", type=Path)
