@@ -245,6 +245,7 @@ def _free(budget: int, asked: int, limit: int) -> int:
     if room < 1:
         raise QuestionTooLongError(
             f"question ({asked} tokens with the prompt around it) and answer ({limit}) leave no room for the document "
-            f"in a budget of {budget}: ask more briefly, lower max_new_tokens, or raise the budget."
+            f"in a budget of {budget}: ask more briefly, lower max_new_tokens, or raise the budget to at "
+            f"least {asked + limit + 1}."
         )
     return room

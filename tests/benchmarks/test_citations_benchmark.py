@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from infinipot_llm import Document, InfiniPot
+from infinipot_llm.answering.compose import UNFOUNDED
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 
@@ -52,7 +53,8 @@ class Scripted:
 
     def ask(self, question: str, **how: Any) -> Any:
         usage = SimpleNamespace(answer_seconds=1.0, answer_tokens=3)
-        return SimpleNamespace(citations=(), text="1871", supported=0.5, usage=usage)
+        notes = (UNFOUNDED.format("1871 is"),) if question == "Who?" else ()
+        return SimpleNamespace(citations=(), text="1871", supported=0.5, usage=usage, notes=notes)
 
 
 def test_what_was_asked_in_another_precision_is_asked_again(
@@ -78,3 +80,6 @@ def test_what_was_asked_in_another_precision_is_asked_again(
     told = capsys.readouterr().out
     assert told.count("| answers that contain the reference | 1 | 1.00 |") == 3, "precisions are never pooled"
     assert "qwen2.5-coder-0.5b, bfloat16:" in told
+    noted = "| figures noted that the text does not hold, of"
+    assert told.count(f"{noted} correct answers with figures | 1 | 0.00 |") == 2
+    assert told.count(f"{noted} answers on other articles with figures | 1 | 1.00 |") == 2
