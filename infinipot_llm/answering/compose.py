@@ -182,7 +182,7 @@ def _unfounded(codec: TextCodec, text: TokenizedText, pot: Pot, prompt: Prompt, 
     """Return the note on figures that the answer cannot have from the text, where it has one to look into."""
     if not len(text) or not any(c.isdecimal() for c in said.text):
         return []
-    found = unfounded(said.text, shown_to(codec, pot, text, prompt))
+    found = unfounded(said.text, shown_to(codec, pot, text, prompt), ended=said.finish_reason == "stop")
     return [UNFOUNDED.format(f"{', '.join(found)} {'is' if len(found) == 1 else 'are'}")] if found else []
 
 

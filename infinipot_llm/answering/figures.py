@@ -17,17 +17,20 @@ from infinipot_llm.models.text import TextCodec, TokenizedText
 from infinipot_llm.pot.pot import Pot
 
 _FIGURE = re.compile(r"\d(?:[.,'’]?\d)*")
+_CUT = re.compile(r"[\d.,'’]+\Z")
 _GROUPED = re.compile(r"(?<!\d)\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)")
 """Thousands told apart by blanks: 1 500 000."""
 
 
-def unfounded(answer: str, shown: str) -> list[str]:
+def unfounded(answer: str, shown: str, *, ended: bool = True) -> list[str]:
     """Return the figures of an answer, of two digits or more, that what was shown does not hold, each once.
 
     Args:
         answer: What the model said.
         shown: All that it could see.
+        ended: Whether it ended by itself; one that was cut off may end within a figure, which then says nothing.
     """
+    answer = answer if ended else _CUT.sub("", answer)
     said = {plain: figure for figure in _FIGURE.findall(answer) if len(plain := _plain(figure)) > 1}
     if not said:
         return []

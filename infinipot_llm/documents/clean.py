@@ -67,7 +67,12 @@ def printable(text: str) -> str:
         text: Any string, lone surrogates included.
     """
     text = _LINE_END.sub("\n", _ESCAPE_SEQUENCE.sub("", text))
-    return _SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text))
+    return whole_characters(_INVISIBLE.sub("", text))
+
+
+def whole_characters(text: str) -> str:
+    """Put U+FFFD in the place of every lone surrogate, which nothing encodes; the text keeps its length."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def one_line(text: str) -> str:

@@ -60,6 +60,7 @@ except ImportError as missing:
 
 from infinipot_llm.answering.prompt import Prompt, leading_ids
 from infinipot_llm.documents import Document
+from infinipot_llm.documents.clean import whole_characters
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.evaluation.arms import Examinee, parse_arm
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
@@ -82,7 +83,6 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 _LINE = re.compile(r"^(?=[^\n]*\S)", re.M)
 _PLACE = "<<message {} 5f0c>>"
 _PLACES = re.compile(r"<<message (\d+) 5f0c>>")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # first one given counts
 
 
@@ -340,7 +340,7 @@ class InfiniPotLM(LM):  # type: ignore[misc,unused-ignore]
         else:
             start, end, said = 0, len(text), [(0, len(text))]
             before = leading_ids(form.codec.tokenizer)
-        text = _SURROGATE.sub("\ufffd", text)  # half of a character, which no tokenizer takes
+        text = whole_characters(text)  # no tokenizer takes others
         cut = start + question_start(text[start:end], self._question_from)
         before += self._tokens(text, said, 0, start)
         behind = self._tokens(text, said, cut, len(text))

@@ -58,6 +58,13 @@ def test_another_figure_is(said: int, there: int) -> None:
     assert unfounded(f"It is {said:,}.", f"There are {there:,}, at most.") == ([f"{said:,}"] if said != there else [])
 
 
+@pytest.mark.parametrize(("answer", "found"), [("It cost 412,6", []), ("88 of 41", ["88"]), ("of 88 crowns", ["88"])])
+def test_the_figure_that_a_limit_cuts_is_not_judged(answer: str, found: list[str]) -> None:
+    shown = "a price of 412,650 crowns"
+    assert unfounded(answer, shown, ended=False) == found
+    assert set(found) <= set(unfounded(answer, shown))
+
+
 @pytest.fixture(scope="module")
 def llm() -> Iterator[InfiniPot]:
     adapter = Adapter(tiny_model("llama", num_hidden_layers=2))
