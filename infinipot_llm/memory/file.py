@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from infinipot_llm.errors import MemoryFileError, StoreError
 
-FORMAT = 1
+FORMAT = 2
 HEADER_BYTES = 64 * 1024
 """Room of the header with its length; the data behind it are aligned to pages."""
 
@@ -40,7 +40,8 @@ BLOCK_BYTES = 1024 * 1024
 MOST_TENSORS = 32
 CRC = "crc"
 _TYPES: dict[str, type[Any]] = {
-    "U8": np.uint8, "I32": np.int32, "I64": np.int64, "U32": np.uint32, "F16": np.float16, "F32": np.float32,
+    "U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I32": np.int32, "I64": np.int64, "F16": np.float16,
+    "F32": np.float32,
 }  # fmt: skip
 _NAMES = {np.dtype(kind): name for name, kind in _TYPES.items()}
 

@@ -15,6 +15,7 @@ from infinipot_llm.errors import StoreError
 from infinipot_llm.memory import saved
 from infinipot_llm.memory.file import HEADER_BYTES, Draft, MemoryFile
 from infinipot_llm.memory.memory import DocumentMemory, Shelved
+from infinipot_llm.memory.saved_pot import SHORT
 from infinipot_llm.memory.scoring import NO_CONTENT, null_scores
 from infinipot_llm.memory.setup import Setup
 from infinipot_llm.memory.shelf import Segment, Shelf, ShelfWriter
@@ -24,8 +25,8 @@ from infinipot_llm.pot.distill import Tracer
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import Progress, Reader, ReadStats
 
-TEXT_BYTES_PER_TOKEN = 12 + 4 + 6
-"""Beside keys and values: ids and offsets, the token's row, and its share of the text."""
+TEXT_BYTES_PER_TOKEN = 12 + 4 + 2 + 6
+"""Beside keys and values: ids and offsets, the token's row, its novelty, and its share of the text."""
 
 
 def expected_bytes(setup: Setup, tokens: int) -> int:
@@ -35,7 +36,7 @@ def expected_bytes(setup: Setup, tokens: int) -> int:
     if config.shelf_bytes is not None:
         shelf = min(shelf, config.shelf_bytes)
     slots = min(config.budget, tokens + 64)
-    pot = slots * layout.layers * layout.kv_heads * 6
+    pot = slots * layout.layers * layout.kv_heads * (2 if tokens <= SHORT else 4)
     if not layout.whole or config.shelf_bytes is not None:  # then the pot's own keys and values are stored
         pot += slots * 2 * layout.layers * layout.kv_heads * (layout.dim + 2)
     return HEADER_BYTES + shelf + tokens * TEXT_BYTES_PER_TOKEN + pot

@@ -161,7 +161,7 @@ def write_rest(
         "stats": asdict(stats),
         "layout": asdict(setup.layout) if null is not None else None,
         "heads": setup.heads.to_dict() if null is not None else None,
-        "pot": write_pot(draft, pot, setup.prefix[0].shape[2], whole),
+        "pot": write_pot(draft, pot, setup.prefix[0].shape[2], len(text), whole),
     }
     draft.finish(about)
 

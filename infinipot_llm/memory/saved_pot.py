@@ -1,10 +1,10 @@
 """The pot in a memory's file, and back.
 
-It is stored as row numbers: every slot holds what the shelf holds of the same token, so that a list of tokens per layer
-and head is enough. Only where the shelf is bounded or off are the pot's own keys and values stored, and always those of
-sliding layers, which are not on the shelf.
-Shapes: `L` layers with slots, `K` KV heads, `S` slots, `P` slots of the prompt's prefix, `D` head dim, `A` sliding
-layers, `n` tokens that they hold.
+It is stored as token numbers: every slot holds what the shelf holds of the same token, so that a list of tokens per
+layer and head is enough. Only where the shelf is bounded or off are the pot's own keys and values stored, and always
+those of sliding layers, which are not on the shelf.
+Shapes: `N` tokens of the text, `L` layers with slots, `K` KV heads, `S` slots, `P` slots of the prompt's prefix, `D`
+head dim, `A` sliding layers, `n` tokens that they hold.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ from infinipot_llm.pot.pot import PREFIX, Pot, Recent
 
 LARGEST = 1e6
 """No mean and no spread of a channel is as large; larger ones would overflow in attention."""
+
+
+SHORT = 1 << 16
+"""Tokens of a text that 16 bits can number; of a text that fits into the pot, these numbers are many."""
+
+
+def _number_type(tokens: int) -> type[Any]:
+    return np.uint16 if tokens <= SHORT else np.int32
 
 
 def check_normal(file: MemoryFile, mean: str, spread: str, shape: tuple[int, int]) -> None:
@@ -50,14 +58,13 @@ def check_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, tokens: int
     """
     adapter, P = setup.adapter, len(setup.form.prefix)
     L, K, D = adapter.layers, int(adapter.config.num_key_value_heads), int(adapter.attentions[0].head_dim)
-    S = file.shape("pot.origin")[-1]
-    file.expect("pot.origin", np.int32, (L, K, S))
-    file.expect("pot.novelty", np.float16, (L, K, S))
-    origin, whole, pinned = file.rows("pot.origin"), about["whole_shelf"], about["pinned"]
+    S = P + file.shape("pot.origin")[-1]
+    file.expect("pot.origin", _number_type(tokens), (L, K, S - P))
+    file.expect("pot.novelty", np.float16, (tokens,))
+    held, whole, pinned = file.rows("pot.origin"), about["whole_shelf"], about["pinned"]
     if not P <= S <= setup.config.budget or type(pinned) is not int or not P <= pinned <= S:
         raise ValueError("slots")
-    held = origin[:, :, P:]
-    if (origin[:, :, :P] != PREFIX).any() or (held < 0).any() or (held >= tokens).any():
+    if (held < 0).any() or (held >= tokens).any():
         raise ValueError("origin")
     if not np.isfinite(file.rows("pot.novelty")).all():
         raise ValueError("novelty")
@@ -75,16 +82,27 @@ def check_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, tokens: int
         _check_states(file, "recent", (A, K, n, D))
 
 
-def write_pot(draft: Draft, pot: Pot, prefix: int, whole_shelf: bool) -> dict[str, Any]:
+def write_pot(draft: Draft, pot: Pot, prefix: int, tokens: int, whole_shelf: bool) -> dict[str, Any]:
     """Write the pot; returns what `read_pot` must know of it.
 
-    Writes pot.origin [L, K, S] int32 and pot.novelty [L, K, S] float16, and where the shelf does not hold everything,
-    pot.rows [S - P, bytes] with pot.mean and pot.spread [2 * L * K, D] float32: slots packed as the shelf packs tokens.
-    Where there are sliding layers recent.origin [n] int32, and recent.rows [n, bytes], recent.mean and recent.spread
-    [2 * A * K, D] likewise.
+    Writes pot.origin [L, K, S - P], uint16 where that can number the tokens and int32 elsewhere, and pot.novelty [N]
+    float16, which is that of a token in whichever head holds it, 0 where none does. Where the shelf does not hold
+    everything, pot.rows [S - P, bytes] with pot.mean and pot.spread [2 * L * K, D] float32: slots packed as the shelf
+    packs tokens. Where there are sliding layers recent.origin [n] int32, and recent.rows [n, bytes], recent.mean and
+    recent.spread [2 * A * K, D] likewise.
+
+    Args:
+        draft: The file.
+        pot: What is left of the text.
+        prefix: P.
+        tokens: N.
+        whole_shelf: Whether the shelf in the file holds every token whole.
     """
-    draft.add("pot.origin", pot.origin.cpu().numpy())
-    draft.add("pot.novelty", pot.novelty.clamp(0, 6e4).cpu().numpy().astype(np.float16))
+    held = pot.origin[:, :, prefix:].cpu().numpy()
+    novelty = np.zeros(tokens, np.float16)
+    novelty[held] = pot.novelty[:, :, prefix:].clamp(0, 6e4).cpu().numpy()
+    draft.add("pot.origin", held.astype(_number_type(tokens)))
+    draft.add("pot.novelty", novelty)
     if not whole_shelf:
         _write_states(draft, "pot", *pot.newest(pot.length - prefix))  # [L, K, S - P, D]
     if (recent := pot.recent()) is not None:
@@ -102,15 +120,14 @@ def read_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, shelf: Shelf
     damaged = MemoryFileError(f"{file.path.name} holds a pot that contradicts itself: read the document again.")
     adapter, prefix, budget = setup.adapter, setup.prefix, setup.config.budget
     device = adapter.device
-    origin = torch.from_numpy(file.rows("pot.origin")).to(device)
+    held = torch.from_numpy(file.rows("pot.origin").astype(np.int32)).to(device)
     novelty = torch.from_numpy(file.rows("pot.novelty").astype(np.float32)).to(device)
     P, D = prefix[0].shape[2], prefix[0].shape[3]
-    L, K, S = origin.shape
-    if novelty.shape != origin.shape or not P <= S <= budget or (adapter.layers, prefix[0].shape[1]) != (L, K):
+    L, K, S = held.shape[0], held.shape[1], P + held.shape[2]
+    if not P <= S <= budget or (adapter.layers, prefix[0].shape[1]) != (L, K):
         raise damaged
     pot = Pot(adapter, budget)
     pot.place(*prefix, torch.full((P,), PREFIX))
-    held = origin[:, :, P:]
     if S > P:
         keys, values = (torch.zeros(L, K, S - P, D, device=device) for _ in range(2))
         if about["whole_shelf"] and shelf is not None:
@@ -133,7 +150,7 @@ def read_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, shelf: Shelf
             if tuple(file.shape("pot.rows")) != (S - P, Packing(8, 2 * L * K, D).row_bytes):
                 raise damaged
             keys, values = _read_states(file, "pot", (L, K, S - P, D), device)
-        pot.place(keys, values, held, novelty[:, :, P:])
+        pot.place(keys, values, held, novelty[held.to(torch.int64)])
     if A := len(pot.cache.sliding):
         recent = torch.from_numpy(file.rows("recent.origin")).to(device)
         pot.hold_recent(Recent(*_read_states(file, "recent", (A, K, len(recent), D), device), recent))

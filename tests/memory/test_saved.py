@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from saved_samples import CONFIG, KINDS, SPOKEN, Saved, python, said
+from saved_samples import CONFIG, KINDS, SPOKEN, Saved, forged, parts_of, python, refusal, said
 from saved_samples import adapter as adapter
 from saved_samples import saved as saved
 
@@ -25,10 +25,11 @@ from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import StoreError
-from infinipot_llm.memory import remember
+from infinipot_llm.memory import remember, saved_pot
 from infinipot_llm.memory.file import MemoryFile
 from infinipot_llm.memory.layout import Layout
 from infinipot_llm.memory.remember import expected_bytes
+from infinipot_llm.memory.saved import write_whole
 from infinipot_llm.memory.shelf import ROWS, ShelfWriter
 from infinipot_llm.memory.store import MemoryStore
 
@@ -100,6 +101,24 @@ def test_the_pot_is_rebuilt_up_to_rounding(saved: Saved, kind: str) -> None:
         assert float(((ours[name] - theirs[name]).abs() / most).max()) < share
     prefix = int((ours["origin"][0, 0] < 0).sum())
     assert torch.equal(ours["keys"][:, :, :prefix], theirs["keys"][:, :, :prefix])  # computed, not stored
+
+
+def test_tokens_of_a_long_text_are_numbered_by_32_bits(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, memory, path = saved["int8"]
+    assert parts_of(path)[1]["pot.origin"].dtype == np.uint16
+    monkeypatch.setattr(saved_pot, "SHORT", len(memory.text) - 1)
+    write_whole(memory, tmp_path / "long")
+    about, tensors = parts_of(tmp_path / "long")
+    assert tensors["pot.origin"].dtype == np.int32
+    ours, theirs = memory.pot.state(), llm.load(tmp_path / "long").pot.state()
+    assert torch.equal(ours["origin"], theirs["origin"])
+    assert torch.equal(ours["novelty"].half().float(), theirs["novelty"])
+    tensors["pot.origin"] = np.where(tensors["pot.origin"] == tensors["pot.origin"].max(), -7, tensors["pot.origin"])
+    refusal(llm, forged(tmp_path / "below", about, tensors))
+    monkeypatch.undo()
+    refusal(llm, tmp_path / "long")  # numbered in another way than a text of its length is
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,10 +214,10 @@ def test_the_room_that_writing_needs_is_known_beforehand(
         llm.read(memory.documents)
 
 
+@pytest.mark.parametrize("tokens", [2_000, 3_800, 70_000, 200_000])
 @pytest.mark.parametrize(("shelf", "most"), [("int8", 0.55), ("int4", 0.30)])
-def test_a_memory_takes_a_small_part_of_a_cache_of_16_bits(shelf: Any, most: float) -> None:
+def test_a_memory_takes_a_small_part_of_a_cache_of_16_bits(shelf: Any, most: float, tokens: int) -> None:
     layout = Layout(24, 2, 64, 8 if shelf == "int8" else 4, tuple(range(16, 29)), whole=True)
-    tokens = 200_000
     setup: Any = SimpleNamespace(layout=layout, config=PotConfig(shelf=shelf), heads=SimpleNamespace(heads=range(16)))
     assert expected_bytes(setup, tokens) / tokens <= most * (24 * 2 * 64 * 2 * 2)
 

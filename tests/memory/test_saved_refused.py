@@ -65,10 +65,10 @@ def test_what_differs_is_named(saved: Saved, changes: dict[str, Any], parts: tup
 
 def test_another_format_version_is_named(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     about, tensors = parts_of(saved["int8"][2])
-    monkeypatch.setattr(file_module, "FORMAT", 2)
+    monkeypatch.setattr(file_module, "FORMAT", 1)
     forged(tmp_path / "a", about, tensors)
     monkeypatch.undo()
-    assert "format 2" in refusal(saved["int8"][0], tmp_path / "a")
+    assert "format 1" in refusal(saved["int8"][0], tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "two\nlines", "\x1b[2J", ["a"], {"a": 1}, 5])
