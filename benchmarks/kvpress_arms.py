@@ -171,9 +171,6 @@ class Peer:
         measured: Of the last answer, what an `Outcome` has no place for:
             kept: Slots that can be attended to, per layer, on average over heads. A known question's are among them.
             held: Slots that take memory, per layer.
-            base_bytes: Memory before the context was read (RssAnon, or what is allocated on a GPU); None: not known,
-                or the context was read for other presses too.
-            peak_bytes: Its peak while the context was read, where it was, and the question answered.
     """
 
     def __init__(
@@ -258,10 +255,10 @@ class Peer:
         reason: FinishReason = "stop" if stopped or said["ended"] else "length"
         asked = len(prompt.behind) - 1 if known else 0  # tokens of the question, which are kept on top
         kept = found["kept"]
-        self.measured = {name: found[name] for name in ("kept", "held", "base_bytes", "peak_bytes")}
+        self.measured = {name: found[name] for name in ("kept", "held")}
         return Outcome(
             text, reason, len(ids), round(sum(kept) / len(kept)) - asked, int(found["compressed"]),
-            found["read_seconds"], said["seconds"], len(said["ids"]),
+            found["read_seconds"], said["seconds"], len(said["ids"]), found["memory_bytes"],
         )  # fmt: skip
 
 

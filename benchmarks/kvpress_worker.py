@@ -9,7 +9,7 @@ follows each line in:
     in   {"press": NAME, "keep": slots, "known": bool, "share": bool, "before": [ids], "context": [ids],
           "behind": [[ids], ...], "max_new_tokens": n, "stop": [texts]}
     out  {"answers": [{"ids": [...], "ended": bool, "seconds": s}, ...], "read_tokens": n, "compressed": bool,
-          "kept": [slots per layer], "held": [slots per layer], "read_seconds": s, "base_bytes": b, "peak_bytes": b}
+          "kept": [slots per layer], "held": [slots per layer], "read_seconds": s, "memory_bytes": b}
           or {"error": "why not", "out_of_memory": whether that is why}
 
 Prompts come as token ids, so that they are those of the other arms to the token. How they are read:
@@ -43,6 +43,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -186,8 +188,8 @@ class Peer:
                 seconds = time.perf_counter() - started
             answers = [self._say(reading, feed, request) for feed in feeds]
         self.last = reading
-        if shares:
-            seconds, memory = 0.0, {"base_bytes": None, "peak_bytes": None}
+        if shares or not seconds:  # or it had been read before
+            seconds, memory = 0.0, {"memory_bytes": None}
         return {
             "answers": answers,
             "read_tokens": reading.tokens,
@@ -349,19 +351,22 @@ def anonymous_bytes() -> int | None:
 
 @contextlib.contextmanager
 def watched(device: torch.device) -> Iterator[dict[str, int | None]]:
-    """Fill in base_bytes and peak_bytes: a GPU's memory, or RssAnon (Linux), of which None stands for unknown."""
-    memory: dict[str, int | None] = {"base_bytes": None, "peak_bytes": None}
+    """Fill in memory_bytes, counted as `models.resources.memory_taken` does: added to RssAnon, or on a GPU."""
+    memory: dict[str, int | None] = {"memory_bytes": None}
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        memory["base_bytes"] = torch.cuda.memory_allocated(device)
+        base = torch.cuda.memory_allocated(device)
         yield memory
-        memory["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+        memory["memory_bytes"] = torch.cuda.max_memory_allocated(device) - base
         return
-    base = anonymous_bytes()
-    if base is None:
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+    before = anonymous_bytes()
+    if before is None:
         yield memory
         return
-    seen, done = [base], threading.Event()
+    seen, done = [before], threading.Event()
 
     def watch() -> None:
         while not done.wait(WATCH):
@@ -374,7 +379,7 @@ def watched(device: torch.device) -> Iterator[dict[str, int | None]]:
     finally:
         done.set()
         watcher.join()
-        memory.update(base_bytes=base, peak_bytes=max(*seen, anonymous_bytes() or 0))
+        memory["memory_bytes"] = max(*seen, anonymous_bytes() or 0) - before
 
 
 def main() -> None:

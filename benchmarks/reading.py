@@ -23,7 +23,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -48,7 +47,6 @@ from reading_tools import (
     Rows,
     Stamps,
     Subject,
-    anonymous_bytes,
     beside,
     chunks,
     decode_ours,
@@ -67,6 +65,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from infinipot_llm import Document, InfiniPot, PotConfig, __version__
 from infinipot_llm.answering.decode import end_ids
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
+from infinipot_llm.models.resources import NOT_TOLD, memory_taken
 from infinipot_llm.pot.novelty import surprise
 from infinipot_llm.pot.reader import Reader
 
@@ -123,24 +122,16 @@ def flat_memory(llm: InfiniPot, document: Document, tokens: int) -> Row:
     text = Document.from_text(whole.text[: int(cut.ends[min(tokens, len(cut)) - 1])])
     del whole, cut
     llm.adapter.forward(torch.from_numpy(source.ids[: llm.config.chunk].astype("int64")), llm.adapter.new_cache(1024))
-    before = anonymous_bytes()
-    peak, done = [before], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], anonymous_bytes())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    memory = llm.read(text)
-    done.set()
-    watcher.join()
+    with memory_taken(torch.device("cpu")) as taken:  # what a GPU takes: gpu_reading.py
+        memory = llm.read(text)
+    if taken.before is None or taken.peak is None:
+        raise SystemExit(NOT_TOLD)
     return {
         "tokens_read": memory.stats.tokens_read,
         "cycles": memory.stats.cycles,
         "tokens_per_second": round(memory.stats.tokens_per_second, 1),
-        "rss_anon_before_mb": round(before / 1e6, 1),
-        "rss_anon_peak_mb": round(peak[0] / 1e6, 1),
+        "rss_anon_before_mb": round(taken.before / 1e6, 1),
+        "rss_anon_peak_mb": round(taken.peak / 1e6, 1),
     }
 
 

@@ -381,15 +381,6 @@ class Clock:
         return timed
 
 
-def anonymous_bytes() -> int:
-    """Return RssAnon of this process."""
-    status = Path("/proc/self/status")
-    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else []:
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("RssAnon is Linux's: run this there.")
-
-
 def decode_ours(subject: Subject, pot: Pot, question: Sequence[int], new: int) -> list[float]:
     """Return the seconds of each token but the first, answering over a pot."""
     stamps = Stamps(end_ids(subject.adapter, subject.codec))

@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from infinipot_llm.memory import saved
 from infinipot_llm.memory.file import Draft
 from infinipot_llm.memory.scoring import NO_CONTENT, null_scores
 from infinipot_llm.memory.shelf import Segment, Shelf, ShelfWriter
+from infinipot_llm.models.resources import NOT_TOLD, memory_taken
 from infinipot_llm.models.text import TokenizedText
 
 READ = 4096
@@ -72,41 +72,27 @@ def stretch(llm: InfiniPot, memory: Any, tokens: int, target: Path) -> None:
     saved.write_rest(draft, setup, text, memory.stats, memory.pot, null)
 
 
-def anonymous_bytes() -> int:
-    """Return RssAnon of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("RssAnon is Linux's: run this there.")
-
-
 def ask(path: Path, model: str) -> dict[str, Any]:
     """Open a memory and ask it; what the parent prints of it."""
     torch.set_num_threads(2)
     llm = InfiniPot.from_pretrained(model)
     warm = llm.read(Document.from_text("A line of text, read so that the libraries have what they need. " * 40))
     warm.ask("What is it?", max_new_tokens=4, citations=False)
-    before = anonymous_bytes()
-    peak, done = [before], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            peak.append(anonymous_bytes())
-
-    threading.Thread(target=watch, daemon=True).start()
-    started = time.perf_counter()
-    memory = llm.load(path)
-    opened = time.perf_counter() - started
-    seconds = [memory.ask(q, max_new_tokens=8, citations=False).usage.first_token_seconds for q in QUESTIONS]
-    done.set()
+    with memory_taken(torch.device("cpu")) as taken:
+        started = time.perf_counter()
+        memory = llm.load(path)
+        opened = time.perf_counter() - started
+        seconds = [memory.ask(q, max_new_tokens=8, citations=False).usage.first_token_seconds for q in QUESTIONS]
+    if taken.before is None or taken.peak is None:
+        raise SystemExit(NOT_TOLD)
     return {
         "tokens": len(memory.text),
         "bytes": memory.nbytes,
         "open_seconds": round(opened, 2),
         "first_question_seconds": round(seconds[0], 2),
         "first_token_seconds": round(float(np.median(seconds[1:])), 3),
-        "rss_anon_before_mb": round(before / 1e6, 1),
-        "rss_anon_peak_mb": round(max(peak) / 1e6, 1),
+        "rss_anon_before_mb": round(taken.before / 1e6, 1),
+        "rss_anon_peak_mb": round(taken.peak / 1e6, 1),
     }
 
 

@@ -13,10 +13,10 @@ from infinipot_llm.answering.citations import Traced, says_nothing_found, trace
 from infinipot_llm.answering.decode import Decoded, OnText, Sampling, decode, end_ids
 from infinipot_llm.answering.figures import shown_to, unfounded
 from infinipot_llm.answering.prompt import Prompt
-from infinipot_llm.answering.resources import peak_memory_bytes
 from infinipot_llm.answering.together import decode_together
 from infinipot_llm.errors import GoneError, QuestionError
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.resources import peak_memory_bytes
 from infinipot_llm.models.text import TextCodec, TokenizedText
 from infinipot_llm.pot.pot import Pot
 from infinipot_llm.pot.reader import ReadStats

@@ -40,6 +40,7 @@ from infinipot_llm.evaluation.absolute import absolute_pot, check_positions, hol
 from infinipot_llm.memory.asking import pot_for
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.models.adapter import Adapter
+from infinipot_llm.models.resources import memory_taken
 from infinipot_llm.models.text import TokenizedText
 from infinipot_llm.pot.distill import select
 from infinipot_llm.pot.plan import plan
@@ -99,6 +100,8 @@ class Outcome:
         read_seconds: What reading took, 0 where another case of the same context and arm had read it.
         answer_seconds: What question and answer took.
         answer_tokens: Tokens of the answer.
+        memory_bytes: What reading and answering added at most to the memory that was taken before (of the process, or
+            of a GPU); None where that is not known, or another case had it read.
     """
 
     text: str
@@ -109,6 +112,7 @@ class Outcome:
     read_seconds: float
     answer_seconds: float
     answer_tokens: int
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,29 +251,43 @@ class Examinee:
         reserve = max(config.question_tokens, len(prompt.behind)) + max_new_tokens  # alike for most questions
         asked = prompt.behind if arm.reads_for_question and not hidden else None
         key = (arm, config, context, prompt.before, reserve, asked)
+        sampling = Sampling(max_new_tokens, stop=stop)
+        if self._state is not None and self._state.key == key:
+            return self._say(self._state, arm, config, len(text), prompt, reserve, sampling, hidden)
+        self._state = None  # never two of them in memory
+        with memory_taken(self.llm.adapter.device) as taken:
+            started = time.perf_counter()
+            self._state = self._read(key, arm, config, text, prompt, reserve, asked is not None)
+            _wait_for(self.llm.adapter.device)
+            seconds = time.perf_counter() - started
+            said = self._say(self._state, arm, config, len(text), prompt, reserve, sampling, hidden)
+        return replace(said, read_seconds=seconds, memory_bytes=taken.added)
+
+    def _say(
+        self,
+        state: _State,
+        arm: Arm,
+        config: PotConfig,
+        tokens: int,
+        prompt: Prompt,
+        reserve: int,
+        sampling: Sampling,
+        hidden: bool,
+    ) -> Outcome:
+        """Answer a prompt about what was read of a context of so many tokens."""
         started = time.perf_counter()
-        state, self._state = self._state, None  # never two of them in memory
-        reused = state is not None and state.key == key
-        if state is None or not reused:
-            state = None
-            state = self._read(key, arm, config, text, prompt, reserve, asked is not None)
-        self._state = state
-        _wait_for(self.llm.adapter.device)
-        ready = time.perf_counter()
         pot, cycles = state.pot, state.stats.cycles
         if state.memory is not None:
-            pot = pot_for(state.memory, "recall", prompt, max_new_tokens).pot
+            pot = pot_for(state.memory, "recall", prompt, sampling.max_new_tokens).pot
         elif arm.own == "whole":
             behind = list(prompt.behind) if arm.wants_question and not hidden else None
-            pot = self._dropped_once(pot, config, len(text), len(prompt.before), reserve, behind)
+            pot = self._dropped_once(pot, config, tokens, len(prompt.before), reserve, behind)
             cycles = int(pot is not state.pot)
         slots = pot.length
-        said = decode(self.llm.adapter, self.llm.form.codec, pot, prompt.behind, Sampling(max_new_tokens, stop=stop))
-        whole, _ = cut_at_stop(self.llm.form.codec.decode(said.ids), stop)  # `said.text` is stripped
-        return Outcome(
-            whole, said.finish_reason, len(text), slots, cycles,
-            0.0 if reused else ready - started, time.perf_counter() - ready, len(said.ids),
-        )  # fmt: skip
+        said = decode(self.llm.adapter, self.llm.form.codec, pot, prompt.behind, sampling)
+        whole, _ = cut_at_stop(self.llm.form.codec.decode(said.ids), sampling.stop)  # `said.text` is stripped
+        seconds = time.perf_counter() - started
+        return Outcome(whole, said.finish_reason, tokens, slots, cycles, 0.0, seconds, len(said.ids))
 
     def _text(self, context: str) -> TokenizedText:
         if self._tokenized is None or self._tokenized[0] != context:

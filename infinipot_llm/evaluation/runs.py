@@ -224,4 +224,5 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
         "read_seconds": round(outcome.read_seconds, 4),
         "answer_seconds": round(outcome.answer_seconds, 4),
         "answer_tokens": outcome.answer_tokens,
+        "memory_bytes": outcome.memory_bytes,
     }

@@ -14,9 +14,11 @@ NOTE = (
     "Intervals are 95 % intervals, clustered by source, each for itself; a task of fewer than "
     f"{LEAST_GROUPS} sources has none. A tie is a difference whose interval holds 0, or that fewer than {LEAST_GROUPS} "
     "sources show, which can be chance; it is taken on the cases that both arms could be run on. Question: whether the "
-    "arm had seen it while reading; compare methods among those that had, or among those that had not. Seconds and "
-    "slots are medians; reading that served several questions counts once, and intervals speak of further questions on "
-    "these contexts then. All: the mean of the tasks' means, over the cases that every arm could be run on."
+    "arm had seen it while reading; compare methods among those that had, or among those that had not. Seconds, slots "
+    "and MB are medians; reading that served several questions counts once, and intervals speak of further questions "
+    "on these contexts then. MB: what reading and an answer added at most to the memory taken before, the weights "
+    "among it (of the process, where Linux tells it, or of a GPU). All: the mean of the tasks' means, over the cases "
+    "that every arm could be run on."
 )
 """What a reader of the tables must know."""
 
@@ -37,9 +39,10 @@ def summary(rows: Sequence[Row], base: str | None = None, *, score: str | None =
         able = _distinct(row["arm"] for row in rows if "score" in row)
         base = "full" if "full" in able else (able or arms)[0]
     tasks = _distinct(row["task"] for row in rows)
+    what = score or "score"
     lines = [
-        f"| task | arm | question | n | refused | {score or 'score'} | minus {base} | read, s | answer, s | slots |",
-        "|---|---|---|---:|---:|---|---|---:|---:|---:|",
+        f"| task | arm | question | n | refused | {what} | minus {base} | read, s | answer, s | slots | MB |",
+        "|---|---|---|---:|---:|---|---|---:|---:|---:|---:|",
     ]
     for task in [*tasks, None] if len(tasks) > 1 else tasks:
         of_task = _by_all(rows, score) if task is None else [row for row in rows if row["task"] == task]
@@ -136,7 +139,13 @@ def _line(task: str, arm: str, rows: Sequence[Row], against: dict[str, Row], sco
         )
     reads = [row["read_seconds"] for row in scored if row["read_seconds"] > 0]
     answers, slots = [row["answer_seconds"] for row in scored], [row["slots"] for row in scored]
-    numbers = [_median(reads, "{:.1f}"), _median(answers, "{:.2f}"), _median(slots, "{:,.0f}")]
+    taken = [row["memory_bytes"] / 1e6 for row in scored if row.get("memory_bytes") is not None]
+    numbers = [
+        _median(reads, "{:.1f}"),
+        _median(answers, "{:.2f}"),
+        _median(slots, "{:,.0f}"),
+        _median(taken, "{:,.0f}"),
+    ]
     known = " and ".join(_distinct("seen" if row["seen"] else "not seen" for row in rows))
     cells = [task, arm, known, str(len(scored)), str(refused or ""), mean, difference, *numbers]
     return "| " + " | ".join(cells) + " |"

@@ -9,17 +9,16 @@ they are used.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from infinipot_llm.models.resources import return_free_pages
 
 WORTH_IT = 1.2
 """How many times as fast a few tokens must be multiplied by laid-out weights for a model to be kept so."""
@@ -39,7 +38,7 @@ class Packed:
                 layer.weight.data = layer.weight.new_empty(0)
                 layer.__dict__["forward"] = partial(_multiply, laid_out, layer.bias)
                 self._held[name] = layer, laid_out
-        _return_free_pages()
+        return_free_pages()  # plain and laid-out weights leave holes in the heap, half their size
 
     def dense(self, name: str) -> Tensor | None:
         """Return the plain weight with this name, None where it was not laid out."""
@@ -52,7 +51,7 @@ class Packed:
             layer.weight.data = laid_out.to_dense()
             del layer.__dict__["forward"]
         self._held = {}
-        _return_free_pages()
+        return_free_pages()  # plain and laid-out weights leave holes in the heap, half their size
 
 
 @cache
@@ -83,13 +82,6 @@ def pays(dtype: torch.dtype) -> bool:
             way()
             best[i] = min(best[i], time.perf_counter() - started)
     return best[0] >= WORTH_IT * best[1]
-
-
-def _return_free_pages() -> None:
-    """Let glibc give back what was let go of: plain and laid-out weights leave holes in its heap, half their size."""
-    if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _lay_out(weight: Tensor) -> Tensor:

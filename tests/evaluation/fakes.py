@@ -57,4 +57,4 @@ class FakeExaminee:
         self.reads += fresh
         self._held = held
         text = f"secret answer to {prompt.question}"
-        return Outcome(text, "stop", 100, 50, 2, 2.0 * fresh, 0.25, 4)
+        return Outcome(text, "stop", 100, 50, 2, 2.0 * fresh, 0.25, 4, 3_000_000 if fresh else None)

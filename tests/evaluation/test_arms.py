@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -112,8 +113,11 @@ def test_which_arms_recall() -> None:
 def test_a_context_is_read_once_unless_the_question_decides(llm: InfiniPot, name: str, readings: int) -> None:
     arm, examinee = parse_arm(name), Examinee(llm)
     asked = [prompt(llm, q) for q in ("Which mill?", "How many sacks?", "Who?")]
-    known = [examinee.answer(arm, TEXT, p, max_new_tokens=4).read_seconds > 0 for p in asked]
+    said = [examinee.answer(arm, TEXT, p, max_new_tokens=4) for p in asked]
+    known = [outcome.read_seconds > 0 for outcome in said]
     assert sum(known) == readings
+    if sys.platform == "linux":
+        assert [outcome.memory_bytes is not None for outcome in said] == known
     assert arm.reads_for_question == (readings == 3)
     assert arm.wants_question == (name in ("infinipot", "own:snapkv", "own:tova", "own:h2o"))
     hidden = [examinee.answer(arm, TEXT, p, max_new_tokens=4, hidden=True).read_seconds > 0 for p in asked]

@@ -59,7 +59,7 @@ def test_a_row_says_how_it_went_and_nothing_of_what_was_asked(tmp_path: Path) ->
         "arm": "streaming", "key": "case-0", "settings": row["settings"], "task": "qa", "group": "group-0",
         "facts": {"depth": 0}, "hidden": False, "seen": False, "model": "tiny", "dtype": "float32", "budget": 512,
         "score": 1.0, "finish_reason": "stop", "context_tokens": 100, "slots": 50, "cycles": 2,
-        "read_seconds": 2.0, "answer_seconds": 0.25, "answer_tokens": 4,
+        "read_seconds": 2.0, "answer_seconds": 0.25, "answer_tokens": 4, "memory_bytes": 3_000_000,
     }  # fmt: skip
     assert "secret" not in path.read_text()
     assert json.loads(path.read_text().partition("\n")[0]) == row

@@ -12,7 +12,7 @@ from infinipot_llm.evaluation.tables import by_cell, grid, hit_table, length_nam
 
 
 def row(arm: str, number: int, score: float | None, task: str = "qa", **more: Any) -> dict[str, Any]:
-    done = {"score": score, "read_seconds": 4.0, "answer_seconds": 0.5, "slots": 2000}
+    done = {"score": score, "read_seconds": 4.0, "answer_seconds": 0.5, "slots": 2000, "memory_bytes": None}
     return {
         "arm": arm, "key": f"{task}{number}", "settings": "x", "task": task, "group": f"g{number // 2}", "facts": {},
         "seen": arm == "small",
@@ -34,8 +34,8 @@ def test_a_line_holds_mean_interval_and_paired_difference() -> None:
     rows = [row("full", n, s) for n, s in enumerate(FULL)] + [row("small", n, s) for n, s in enumerate(SMALL)]
     table = summary(rows)
     mean, low, high = share(SMALL, GROUPS)
-    n, refused, score, difference, read, answer, slots = cells(table, "qa", "small")
-    assert (n, refused, read, answer, slots) == ("12", "", "4.0", "0.50", "2,000")
+    n, refused, score, difference, read, answer, slots, taken = cells(table, "qa", "small")
+    assert (n, refused, read, answer, slots, taken) == ("12", "", "4.0", "0.50", "2,000", "")
     assert score == f"{mean:.3f} [{low:.3f}, {high:.3f}]" == f"0.292 [{low:.3f}, {high:.3f}]"
     mean, low, high = paired(SMALL, FULL, GROUPS)
     assert high < 0
@@ -43,6 +43,12 @@ def test_a_line_holds_mean_interval_and_paired_difference() -> None:
     assert cells(table, "qa", "full")[3] == ""
     assert "minus full" in table
     assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_memory_is_that_of_the_readings() -> None:
+    rows = [row("full", n, 1.0, memory_bytes=(n + 1) * 10**9 if n < 3 else None) for n in range(12)]
+    del rows[-1]["memory_bytes"]  # of an older row
+    assert cells(summary(rows), "qa", "full")[-1] == "2,000"
 
 
 def test_a_tie_is_said() -> None:
@@ -86,7 +92,7 @@ def test_differences_are_taken_on_the_cases_that_both_could_be_run_on() -> None:
 
 def test_where_nothing_could_be_run() -> None:
     table = summary([row("full", 0, None), row("small", 0, 0.5)])
-    assert cells(table, "qa", "full") == ["0", "1", "", "", "", "", ""]
+    assert cells(table, "qa", "full") == ["0", "1", "", "", "", "", "", ""]
     assert "minus small" in table, "what could not be run is no base"
     assert cells(table, "qa", "small")[2] == "0.500 [no interval]"
     assert summary([]) == "There are no results.\n"

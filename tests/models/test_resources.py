@@ -1,0 +1,51 @@
+"""Memory: what some work took, where that is told."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from infinipot_llm.models import resources
+from infinipot_llm.models.resources import anonymous_bytes, memory_taken, peak_memory_bytes
+
+CPU = torch.device("cpu")
+MB = 1 << 20
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by Linux alone")
+
+
+@on_linux
+def test_what_work_took_is_seen_although_it_is_gone() -> None:
+    for _ in range(2):  # the second time, too: what was let go of does not count as taken before
+        with memory_taken(CPU) as taken:
+            passing = torch.ones(100 * MB, dtype=torch.uint8)
+            for _ in range(20):  # longer than the watcher sleeps
+                passing += 1
+            del passing
+        assert taken.before is not None
+        assert taken.added is not None
+        assert 95 * MB < taken.added < 200 * MB
+    with memory_taken(CPU) as taken:
+        pass
+    assert taken.added is not None
+    assert taken.added < 5 * MB
+
+
+@on_linux
+def test_what_fails_is_watched_to_its_end() -> None:
+    with pytest.raises(ValueError, match="full"), memory_taken(CPU) as taken:
+        raise ValueError("full")
+    assert taken.added is not None
+
+
+def test_where_nothing_tells_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "anonymous_bytes", lambda: None)
+    with memory_taken(CPU) as taken:
+        pass
+    assert taken.added is None
+
+
+@on_linux
+def test_anonymous_memory_is_part_of_the_highest_use() -> None:
+    assert 0 < (anonymous_bytes() or 0) <= peak_memory_bytes(CPU)
