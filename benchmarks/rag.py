@@ -101,7 +101,7 @@ def engine_of(arm: str, documents: list[Any], llm: InfiniPotLLM, embeddings: Pat
     if is_ours(arm):
         index: Any = InfiniPotIndex.from_documents(documents, llm=llm, storage_context=context)
         tokens = arm.removeprefix("ours-")
-        recall = int(tokens) if tokens != arm else None
+        recall = int(tokens) if tokens != arm else CHUNK * CHUNKS  # as many as the others
         made = index.as_query_engine(max_new_tokens=llm.max_new_tokens, recall=recall)
     elif arm == "tree":
         small = llm.model_copy(update={"context_window": 4096})

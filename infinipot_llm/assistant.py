@@ -287,7 +287,7 @@ class Assistant:
 
         prompt = prompt_of(form, talk, document=tokens > 0, asked=asked)
         whole = not tokens or (held is None and free(prompt) >= tokens and config.followup != "reread")
-        beside = tokens if whole else min(config.recall, (config.budget - limit) // 2) if held is None else 0
+        beside = tokens if whole else min(self.llm.setup.recall, (config.budget - limit) // 2) if held is None else 0
         dropped = 0
         if free(prompt) < beside and (turns := turns_of(talk)):
 

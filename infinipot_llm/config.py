@@ -22,6 +22,12 @@ FOLLOWUPS = ("recall", "reuse", "reread")
 RESERVED_FOR_ANSWER = 256
 """Most slots that a reading without a question leaves for an answer from the pot; an eighth of a small budget."""
 
+SMALL_MODEL = 1_000_000_000
+"""A model of fewer parameters is easily led astray: what it answers from is kept short."""
+
+RECALL, RECALL_SMALL = 1024, 256
+"""Tokens that a question brings back, where nobody says: for a large model and for a small one (docs/recall.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class PotConfig:
@@ -58,7 +64,8 @@ class PotConfig:
             the pot alone answers. Ours, not the paper's; so are the next four.
         shelf_bytes: Most bytes that a reading adds to the shelf; beyond them the spans that are least novel and least
             attended give way. None: everything stays.
-        recall: Tokens that a question brings back.
+        recall: Tokens that a question brings back. None: 256 for a model of less than a billion parameters, which finds
+            fewer answers among more text (docs/recall.md), and 1,024 for a larger one.
         recalled: How they come into the question's pot: "read" again as text, or "load"ed from the shelf as they were
             when the document was read (quicker, but a patchwork of contexts).
         recall_order: In which order recalled passages are read: "best" first, or as in the "text". Read best first, the
@@ -83,7 +90,7 @@ class PotConfig:
     question_tokens: int = 128
     shelf: Literal["keys", "int8", "int4", "off"] = "keys"
     shelf_bytes: int | None = None
-    recall: int = 1024
+    recall: int | None = None
     recalled: Literal["read", "load"] = "read"
     recall_order: Literal["best", "text"] = "best"
     followup: Literal["recall", "reuse", "reread"] = "recall"
@@ -101,7 +108,6 @@ class PotConfig:
             "chunk": 1,
             "max_new_tokens": 1,
             "question_tokens": 1,
-            "recall": 1,
             "neighbours": 0,
             "sink_tokens": 0,
         }
@@ -113,6 +119,10 @@ class PotConfig:
         for name in ("kept", *shares):
             if not isinstance(getattr(self, name), (int, float)):
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: give a number.")
+        if self.recall is not None and (
+            not isinstance(self.recall, int) or isinstance(self.recall, bool) or self.recall < 1
+        ):
+            raise BudgetError(f"recall is {self.recall!r}: give a whole number of at least 1, or None.")
         if self.catalysts is not None and not (
             isinstance(self.catalysts, tuple) and all(isinstance(c, str) for c in self.catalysts)
         ):

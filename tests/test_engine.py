@@ -19,6 +19,7 @@ from engine_samples import llm as llm
 from engine_samples import reads as reads
 from engine_samples import store as store
 
+from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import MemoryFileError, QuestionError, QuestionTooLongError, StoreError
@@ -62,6 +63,17 @@ def test_other_engines_of_the_same_model_find_it(llm: InfiniPot, store: MemorySt
     with InfiniPot(Adapter(tiny_model("llama", num_hidden_layers=2)), CODEC, CONFIG) as twin:
         assert answers(twin.read(MILL, store=store))[:2] == answers(first)[:2]
     assert len(reads) == 1
+
+
+def test_a_large_model_is_brought_more(llm: InfiniPot, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = InfiniPot(llm.adapter, llm.form.codec, PotConfig(budget=2048))
+    memory = engine.read(Document.from_text("The mill burnt down in 1875. " * 60))
+    assert llm.adapter.parameters == sum(weight.numel() for _, weight in llm.adapter.weights())
+    assert memory.ask("When?", max_new_tokens=2).usage.recalled_tokens == 256
+    monkeypatch.setattr(llm.adapter, "parameters", 10**9)
+    assert memory.ask("When?", max_new_tokens=2).usage.recalled_tokens == 1024
+    assert sum(len(span.text) for span, _ in memory.recall("When?")) == 1024  # a token is a byte here
+    assert memory.ask("When?", max_new_tokens=2, recall=100).usage.recalled_tokens == 100
 
 
 def test_how_to_ask_is_the_askers_business(llm: InfiniPot, store: MemoryStore, reads: list[Any]) -> None:

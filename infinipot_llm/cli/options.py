@@ -86,7 +86,11 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--temperature", type=float, default=0.0, show_default=True, help="0 decodes greedily."),
         click.option("--max-new-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens."),
-        click.option("--recall", type=int, help="Tokens that a question brings back.  [default: 1024]"),
+        click.option(
+            "--recall",
+            type=int,
+            help="Tokens that a question brings back.  [default: 256; from a billion parameters on 1024]",
+        ),
         click.option(
             "--followup",
             type=click.Choice(["recall", "reuse", "reread"]),

@@ -48,7 +48,7 @@ def usual_prompt(
     filled = memory.pot.length if how == "reuse" else len(form.prefix)
     room = config.budget - filled - (max_new_tokens or config.max_new_tokens)
     if how != "reuse":
-        room -= min(recall or config.recall, room // 2)
+        room -= min(recall or memory.setup.recall, room // 2)
     turns, asked = form.latest(list(history), question, room)
     dropped = len(history) - len(turns)
     left_out = "turn no longer fits and was" if dropped == 1 else "turns no longer fit and were"
@@ -126,7 +126,7 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
         QuestionTooLongError: Prompt and answer leave no room for any.
     """
     room, finder = room_for(memory, prompt, limit), memory.finder
-    budget = min(recall or memory.config.recall, room)
+    budget = min(recall or memory.setup.recall, room)
     if memory.config.recalled == "load":
         found = finder.find(prompt.query, prompt.question, budget)
     else:

@@ -346,7 +346,7 @@ class DocumentMemory:
         self._how("recall")
         check_recall(tokens)
         with self._adapter.lock:
-            found = self.finder.find(self._form.question(question), question, tokens or self.config.recall)
+            found = self.finder.find(self._form.question(question), question, tokens or self.setup.recall)
         return sorted(self.spans(found.passages), key=lambda found: -found[1])
 
     def spans(self, passages: Sequence[Passage]) -> list[tuple[Span, float]]:

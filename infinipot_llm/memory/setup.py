@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infinipot_llm.answering.prompt import PromptForm
-from infinipot_llm.config import PotConfig
+from infinipot_llm.config import RECALL, RECALL_SMALL, SMALL_MODEL, PotConfig
 from infinipot_llm.errors import BudgetError, StoreError
 from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.layout import Layout
@@ -66,6 +66,11 @@ class Setup:
     def gap(self) -> list[int]:
         """The tokens of GAP."""
         return self.form.codec.untrusted(GAP)
+
+    @property
+    def recall(self) -> int:
+        """Tokens that a question brings back."""
+        return self.config.recall or (RECALL_SMALL if self.adapter.parameters < SMALL_MODEL else RECALL)
 
     @property
     def query_heads(self) -> int:

@@ -42,6 +42,7 @@ class Adapter:
         all_slide: Whether all layers slide. Then there is nothing to distil for, and a budget ends at their window.
         rotates: Of every layer of the model: whether it has rotary positions.
         vocabulary: V, the number of rows of the output head.
+        parameters: Weights of the model, numbers in all.
         trained: Positions that the model was trained on.
         window: Most slots of a pot. Slots are positions, so they are bounded by the trained context window.
     """
@@ -55,6 +56,7 @@ class Adapter:
         if model.config._attn_implementation == attention.NAME:
             raise ModelError("this model already reads through slots: close() the other InfiniPot first, or share it.")
         self.model = model.eval()
+        self.parameters = sum(weight.numel() for weight in model.parameters())
         self.lock = threading.RLock()
         known = Layers(model)
         self._layers = known

@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, model_validator
 
+from infinipot_llm.config import RECALL
 from infinipot_llm.documents import Document as Read
 from infinipot_llm.documents import Span
 from infinipot_llm.documents.document import each_once
@@ -78,7 +79,7 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
             engine = self.engine()
             documents = each_once(self.bound(self.limits()))
             memory = engine.remember(documents, cancelled=cancelled)
-            tokens = self.recall or memory.config.recall
+            tokens = self.recall or RECALL  # any model may read them, not this small one alone
             found = memory.recall(query, tokens)
             # What is recalled is joined where it touches; with less of it, the best passages stand alone.
             while len(found) < wanted and tokens > FEWEST_TOKENS:

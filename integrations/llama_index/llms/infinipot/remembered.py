@@ -81,7 +81,7 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
         limit = limit or memory.config.max_new_tokens
         prompt, kept = _own_prompt(memory, system, turns, question), list(turns)
         room = memory.config.budget - limit
-        kept_free = min(told.get("recall") or memory.config.recall, room // 2)  # as DocumentMemory.ask has it
+        kept_free = min(told.get("recall") or memory.setup.recall, room // 2)  # as DocumentMemory.ask has it
         if passages is not None:  # what stands between them takes room as well
             kept_free = max(kept_free, slots_read(memory, passages))
         room -= kept_free
