@@ -142,8 +142,6 @@ def measure(loaded: InfiniPot, options: argparse.Namespace, rows: list[dict[str,
                     "cycles": memory.stats.cycles,
                     "nll": min(answer_nll(llm, memory, question, a) for a in answers),
                     "hit": any(a.lower() in said.lower() for a in answers),
-                    "answer": said,
-                    "gold": answers,
                     "seconds": round(time.perf_counter() - started, 1),
                 }
                 with options.out.open("a", encoding="utf-8") as out:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from infinipot_llm.documents.contents import tables_of_contents
 from infinipot_llm.memory.answerable import BY_WORDS, Signs, attention_sign
 from infinipot_llm.memory.scoring import queries, span_scores
 from infinipot_llm.memory.setup import GAP, Setup
@@ -42,6 +43,9 @@ WORDS_SHARE = 0.3
 
 WORDS_SHARE_UNCALIBRATED = 2.0
 """The same for a model whose retrieval heads nobody measured, which finds little by attention."""
+
+CONTENTS_SHARE = 0.25
+"""What is left of the score of a table of contents: it has the words of every section, and answers little."""
 
 FITTING = 8
 """Spans on each side of the best one, in its paragraph, that are looked at for the question's words."""
@@ -116,6 +120,17 @@ class Finder:
         return WholeSentences(self.text)
 
     @cached_property
+    def contents(self) -> NDArray[np.bool_]:
+        """[M] which spans are of tables of contents."""
+        found = np.zeros(len(self.spans), np.bool_)
+        for number, document in enumerate(self.text.documents):
+            for start, end in tables_of_contents(document):
+                a, b = self.text.tokens_in(number, start, end)
+                first = np.searchsorted(self.spans.starts, a, side="right") - 1
+                found[first : np.searchsorted(self.spans.starts, b)] = True
+        return found
+
+    @cached_property
     def words(self) -> Words:
         """The words of every span."""
         return Words(self.text, self.spans)
@@ -180,7 +195,9 @@ class Finder:
         attended = standard(torch.tensor(weights, device=by_head.device) @ standard(by_head))
         words = standard(torch.from_numpy(self.words.scores(question)).to(attended))
         share = WORDS_SHARE if calibrated else WORDS_SHARE_UNCALIBRATED
-        return smooth(attended + share * words, self.spans.paragraph)
+        scores = attended + share * words
+        scores[torch.from_numpy(self.contents & (scores > 0).cpu().numpy())] *= CONTENTS_SHARE
+        return smooth(scores, self.spans.paragraph)
 
     def signs(self, by_head: Tensor, weights: Sequence[float], scores: Tensor, question: str) -> Signs | None:
         """Return how well the best passage fits a question; None where its words cannot tell.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from infinipot_llm.config import PotConfig
-from infinipot_llm.documents import Document
+from infinipot_llm.documents import Document, Page
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.memory import recall
 from infinipot_llm.memory.memory import DocumentMemory
@@ -353,3 +353,34 @@ def test_passages_beyond_a_bounded_shelf_bring_what_is_there(llm: InfiniPot, mem
 def test_a_question_without_passages(llm: InfiniPot, memory: DocumentMemory) -> None:
     pot = question_pot(llm.setup, memory.finder.shelf, [], 100)
     assert pot.length == pot.pinned == len(llm.form.prefix)
+
+
+# --- tables of contents ---
+
+
+def test_a_table_of_contents_gives_way_to_its_sections(llm: InfiniPot, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = ("Water", "Safety", "The Fleet", "The Archive", "Complaints", "Net Margin", "Outlook")
+    text = "\n".join(f"{title} {n}" for n, title in enumerate(titles, 1))
+    text += "\n\n" + "\n\n".join(f"{title}\n\nIn that year much was said of it, and more written." for title in titles)
+    borders = [len(text) * n // 8 for n in range(9)]
+    pages = tuple(Page(n, None, a, b) for n, (a, b) in enumerate(pairwise(borders), 1))
+    finder = llm.read(
+        [Document.from_text("Nothing is listed here.", name="first"), Document("report", text, pages)]
+    ).finder
+    marked = [
+        finder.text.span(int(a), int(b)).text
+        for a, b, listed in zip(finder.spans.starts, finder.spans.starts[1:], finder.contents, strict=False)
+        if listed
+    ]
+    assert "".join(marked).startswith("Water 1\nSafety 2")
+    assert "much was said" not in "".join(marked)
+
+    by_head = torch.rand(2, len(finder.spans), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(recall, "smooth", lambda scores, paragraph: scores)
+    scores = finder.combined(by_head, (1.0, 1.0), "The Fleet?", calibrated=True)
+    finder.contents = np.zeros(len(finder.spans), np.bool_)
+    plain = finder.combined(by_head, (1.0, 1.0), "The Fleet?", calibrated=True)
+    changed = scores != plain
+    assert changed.any()
+    assert torch.allclose(scores[changed], plain[changed] / 4)
+    assert (plain[changed] > 0).all()
