@@ -366,11 +366,12 @@ def watched(device: torch.device) -> Iterator[dict[str, int | None]]:
     if before is None:
         yield memory
         return
-    seen, done = [before], threading.Event()
+    most, done = before, threading.Event()
 
     def watch() -> None:
+        nonlocal most
         while not done.wait(WATCH):
-            seen.append(anonymous_bytes() or 0)
+            most = max(most, anonymous_bytes() or 0)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -379,7 +380,7 @@ def watched(device: torch.device) -> Iterator[dict[str, int | None]]:
     finally:
         done.set()
         watcher.join()
-        memory["memory_bytes"] = max(*seen, anonymous_bytes() or 0) - before
+        memory["memory_bytes"] = max(most, anonymous_bytes() or 0) - before
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def stretch(llm: InfiniPot, memory: Any, tokens: int, target: Path) -> None:
     saved.write_rest(draft, setup, text, memory.stats, memory.pot, null)
 
 
-def ask(path: Path, model: str) -> dict[str, Any]:
+def ask(path: Path, model: str, recall: int | None) -> dict[str, Any]:
     """Open a memory and ask it; what the parent prints of it."""
     torch.set_num_threads(2)
     llm = InfiniPot.from_pretrained(model)
@@ -82,12 +82,14 @@ def ask(path: Path, model: str) -> dict[str, Any]:
         started = time.perf_counter()
         memory = llm.load(path)
         opened = time.perf_counter() - started
-        seconds = [memory.ask(q, max_new_tokens=8, citations=False).usage.first_token_seconds for q in QUESTIONS]
+        usages = [memory.ask(q, max_new_tokens=8, citations=False, recall=recall).usage for q in QUESTIONS]
+        seconds = [usage.first_token_seconds for usage in usages]
     if taken.before is None or taken.peak is None:
         raise SystemExit(NOT_TOLD)
     return {
         "tokens": len(memory.text),
         "bytes": memory.nbytes,
+        "recalled_tokens": usages[-1].recalled_tokens,
         "open_seconds": round(opened, 2),
         "first_question_seconds": round(seconds[0], 2),
         "first_token_seconds": round(float(np.median(seconds[1:])), 3),
@@ -103,11 +105,12 @@ def main() -> None:
     parser.add_argument(
         "--lengths", type=lambda s: [int(x) for x in s.split(",")], default=[8192, 10240, 32768, 131072, 204800]
     )
+    parser.add_argument("--recall", type=int, help="tokens that a question brings back")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--ask", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ask:
-        print(json.dumps(ask(args.ask, args.model)))
+        print(json.dumps(ask(args.ask, args.model, args.recall)))
         return
     torch.set_num_threads(2)
     llm = InfiniPot.from_pretrained(args.model)
@@ -118,6 +121,7 @@ def main() -> None:
             path = Path(folder) / "long.infinipot"
             stretch(llm, memory, length, path)
             command = [sys.executable, __file__, "--ask", str(path), "--model", args.model]
+            command += ["--recall", str(args.recall)] if args.recall else []
             done = subprocess.run(command, check=True, capture_output=True, text=True)
         row = {**json.loads(done.stdout.splitlines()[-1]), "read_tokens_per_second": round(speed, 1)}
         row["times_faster_than_reading"] = round(row["tokens"] / speed / row["first_token_seconds"], 1)

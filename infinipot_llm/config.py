@@ -22,8 +22,8 @@ FOLLOWUPS = ("recall", "reuse", "reread")
 RESERVED_FOR_ANSWER = 256
 """Most slots that a reading without a question leaves for an answer from the pot; an eighth of a small budget."""
 
-SMALL_MODEL = 1_000_000_000
-"""A model of fewer parameters is easily led astray: what it answers from is kept short."""
+SMALL_MODEL = 900_000_000
+"""A model of fewer parameters is easily led astray: what it answers from is kept short. Those called "1B" have more."""
 
 RECALL, RECALL_SMALL = 1024, 256
 """Tokens that a question brings back, where nobody says: for a large model and for a small one (docs/recall.md)."""
@@ -64,8 +64,8 @@ class PotConfig:
             the pot alone answers. Ours, not the paper's; so are the next four.
         shelf_bytes: Most bytes that a reading adds to the shelf; beyond them the spans that are least novel and least
             attended give way. None: everything stays.
-        recall: Tokens that a question brings back. None: 256 for a model of less than a billion parameters, which finds
-            fewer answers among more text (docs/recall.md), and 1,024 for a larger one.
+        recall: Tokens that a question brings back. None: 256 for a model of less than about a billion parameters, which
+            finds fewer answers among more text (docs/recall.md), and 1,024 for a larger one.
         recalled: How they come into the question's pot: "read" again as text, or "load"ed from the shelf as they were
             when the document was read (quicker, but a patchwork of contexts).
         recall_order: In which order recalled passages are read: "best" first, or as in the "text". Read best first, the

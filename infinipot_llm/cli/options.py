@@ -89,7 +89,7 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--recall",
             type=int,
-            help="Tokens that a question brings back.  [default: 256; from a billion parameters on 1024]",
+            help="Tokens that a question brings back.  [default: 256; about 1 billion parameters and more: 1024]",
         ),
         click.option(
             "--followup",

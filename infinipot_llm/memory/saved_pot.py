@@ -27,7 +27,7 @@ LARGEST = 1e6
 
 
 SHORT = 1 << 16
-"""Tokens of a text that 16 bits can number; of a text that fits into the pot, these numbers are many."""
+"""Tokens that 16 bits can number: where a text is short, the numbers of its tokens are a large part of its file."""
 
 
 def _number_type(tokens: int) -> type[Any]:
@@ -124,7 +124,7 @@ def read_pot(file: MemoryFile, about: dict[str, Any], setup: Setup, shelf: Shelf
     novelty = torch.from_numpy(file.rows("pot.novelty").astype(np.float32)).to(device)
     P, D = prefix[0].shape[2], prefix[0].shape[3]
     L, K, S = held.shape[0], held.shape[1], P + held.shape[2]
-    if not P <= S <= budget or (adapter.layers, prefix[0].shape[1]) != (L, K):
+    if not P <= S <= budget or (adapter.layers, prefix[0].shape[1]) != (L, K) or (held >= len(novelty)).any():
         raise damaged
     pot = Pot(adapter, budget)
     pot.place(*prefix, torch.full((P,), PREFIX))

@@ -56,7 +56,7 @@ class Adapter:
         if model.config._attn_implementation == attention.NAME:
             raise ModelError("this model already reads through slots: close() the other InfiniPot first, or share it.")
         self.model = model.eval()
-        self.parameters = sum(weight.numel() for weight in model.parameters())
+        self.parameters = int(model.num_parameters())  # of weights in 4 bits, too
         self.lock = threading.RLock()
         known = Layers(model)
         self._layers = known

@@ -83,11 +83,12 @@ def memory_taken(device: torch.device) -> Iterator[Taken]:
     if taken.before is None:
         yield taken
         return
-    seen, done = [taken.before], threading.Event()
+    most, done = taken.before, threading.Event()
 
     def watch() -> None:
+        nonlocal most
         while not done.wait(INTERVAL):
-            seen.append(anonymous_bytes() or 0)
+            most = max(most, anonymous_bytes() or 0)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -96,4 +97,4 @@ def memory_taken(device: torch.device) -> Iterator[Taken]:
     finally:
         done.set()
         watcher.join()
-        taken.peak = max(*seen, anonymous_bytes() or 0)
+        taken.peak = max(most, anonymous_bytes() or 0)

@@ -24,7 +24,9 @@ FEWEST_TOKENS = 16
 
 
 class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
-    """Returns what ChatInfiniPot would read again for a question: passages with document, page and score.
+    """Returns the passages of documents that answer a question, best first, with document, page and score.
+
+    They are taken from 1,024 tokens unless `recall` says another number, also where ChatInfiniPot would read fewer.
 
     There is no embedding and no index beside the memory: documents are read once by the language model, and its
     retrieval heads find the passages. Use it to show evidence, or to give passages to another model.
@@ -79,7 +81,7 @@ class InfiniPotRetriever(InfiniPotSettings, BaseRetriever):
             engine = self.engine()
             documents = each_once(self.bound(self.limits()))
             memory = engine.remember(documents, cancelled=cancelled)
-            tokens = self.recall or RECALL  # any model may read them, not this small one alone
+            tokens = self.recall or memory.config.recall or RECALL  # any model may read them, not this one alone
             found = memory.recall(query, tokens)
             # What is recalled is joined where it touches; with less of it, the best passages stand alone.
             while len(found) < wanted and tokens > FEWEST_TOKENS:

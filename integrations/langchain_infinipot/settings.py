@@ -75,7 +75,7 @@ class InfiniPotSettings(BaseModel):
         download: Fetch the model when it is not on this machine.
         knobs: Further fields of infinipot_llm.PotConfig.
         followup: How a document longer than the budget is asked: "recall", "reuse" or "reread" (see PotConfig).
-        recall: Tokens that a question brings back; None: as PotConfig says.
+        recall: Tokens that a question brings back; None: as PotConfig says (the retriever: 1,024).
         temperature: 0 decodes greedily.
         top_p: Nucleus, when the temperature is above 0.
         max_tokens: Limit of the answer; None: as PotConfig says (256).

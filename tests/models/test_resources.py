@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory 
 
 @on_linux
 def test_what_work_took_is_seen_although_it_is_gone() -> None:
-    for _ in range(2):  # the second time, too: what was let go of does not count as taken before
+    for _ in range(2):
         with memory_taken(CPU) as taken:
             passing = torch.ones(100 * MB, dtype=torch.uint8)
             for _ in range(20):  # longer than the watcher sleeps
@@ -30,6 +31,22 @@ def test_what_work_took_is_seen_although_it_is_gone() -> None:
         pass
     assert taken.added is not None
     assert taken.added < 5 * MB
+
+
+@on_linux
+def test_what_was_let_go_of_is_not_taken_before() -> None:
+    """Small blocks stay with the C library, and what refers to itself with Python, until somebody asks."""
+    held: list[object] = [torch.ones(100_000, dtype=torch.uint8) for _ in range(1000)]
+    held.append(held)  # a cycle
+    last = torch.ones(100_000, dtype=torch.uint8)  # above them on the heap
+    del held
+    with memory_taken(CPU) as taken:
+        blocks = [torch.ones(100_000, dtype=torch.uint8) for _ in range(1000)]
+        time.sleep(5 * resources.INTERVAL)
+    assert len(blocks) == 1000
+    assert last.numel()
+    assert taken.added is not None
+    assert taken.added > 80 * MB
 
 
 @on_linux
