@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from infinipot_llm.assistant import Assistant
 from infinipot_llm.documents import Document
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import ModelNotFetchedError, QuestionError
+from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.store import MemoryStore
 
 PDF = Path(__file__).resolve().parents[3] / "examples" / "documents" / "hollin_valley.pdf"
@@ -134,6 +136,25 @@ def test_passages_have_their_place_and_come_best_first(retriever: InfiniPotRetri
     scores = [p.metadata["score"] for p in found]
     assert scores == sorted(scores, reverse=True)
     assert [p.page_content for p in retriever.invoke("When is the lamp of room 7 lit?", k=1)] == [found[0].page_content]
+
+
+@pytest.mark.parametrize(("own", "configured", "tokens"), [(None, None, 1024), (None, 300, 300), (200, 300, 200)])
+def test_passages_are_taken_from_as_many_tokens_as_are_asked_for(
+    tiny_llm: InfiniPot, monkeypatch: pytest.MonkeyPatch, own: int | None, configured: int | None, tokens: int
+) -> None:
+    """A small model is brought 256 tokens to answer from; another model may read what a retriever returns."""
+    wanted: list[int] = []
+    real = DocumentMemory.recall
+
+    def recall(self: DocumentMemory, question: str, tokens: int | None = None) -> Any:
+        wanted.append(tokens or 0)
+        return real(self, question, tokens)
+
+    monkeypatch.setattr(DocumentMemory, "recall", recall)
+    llm = InfiniPot(tiny_llm.adapter, tiny_llm.form.codec, replace(tiny_llm.config, recall=configured))
+    document = Document.from_text(LONG * 3, name="lamps.txt")
+    InfiniPotRetriever(assistant=Assistant(llm), document=document, k=1, recall=own).invoke("When is the lamp lit?")
+    assert wanted == [tokens]
 
 
 async def test_passages_are_found_asynchronously(retriever: InfiniPotRetriever) -> None:

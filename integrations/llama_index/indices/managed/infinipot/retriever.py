@@ -43,7 +43,7 @@ class InfiniPotRetriever(BaseRetriever):
         Args:
             index: What to look in.
             similarity_top_k: Most passages to return; None: all that were brought back.
-            recall: Tokens to bring back; None: as the model is configured.
+            recall: Tokens to bring back; None: as configured, or few for a small model (PotConfig.recall).
             llm: Of the same weights as the index's, where its limit of answers is another.
             history: Messages before the question, which take part in looking.
             **options: Those of BaseRetriever.
