@@ -4,9 +4,10 @@
     python benchmarks/answerable.py report --out rows.jsonl
 
 `measure` takes documents and questions of followup_data.py (memories are those of `followup.py read`; missing ones are
-read and saved) and the PDF of citations.py. Each document is looked at with its own questions, with questions of other
-documents whose evidence it does not hold, and with its own once more, the paragraphs of their evidence being hidden.
-Nothing is answered. Rows hold the signs (memory/answerable.py), no texts; what is there is not measured again.
+read and saved), short texts, and the PDF of citations.py. Each document is looked at with its own questions, with
+questions of other documents whose evidence it does not hold, and with its own once more, the paragraphs of their
+evidence being hidden. Nothing is answered. Rows hold the signs (memory/answerable.py), no texts; what is there is not
+measured again.
 `report` fits a judge on the document that is for calibration alone, and prints for all documents the area under the ROC
 curve and the share of questions below DOUBTFUL, with the fitted judge and with the one the model comes with.
 """
@@ -33,12 +34,14 @@ from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.memory import DocumentMemory
 
 SAMPLES = ("cal", "A4", "x8", "n8", "m30")
+SHORT = (2, 5)
+"""Paragraphs of short texts, 18 of each length: about 380 and 940 tokens."""
 MOST = 150
-"""Questions of each kind and document, drawn with a fixed seed."""
+"""Questions of each kind and document, drawn with a fixed seed; about as many of all short texts of a length."""
 
 
-def drawn(questions: list[data.Question]) -> list[data.Question]:
-    return [questions[i] for i in sorted(np.random.default_rng(0).permutation(len(questions))[:MOST].tolist())]
+def drawn(questions: list[data.Question], most: int = MOST) -> list[data.Question]:
+    return [questions[i] for i in sorted(np.random.default_rng(0).permutation(len(questions))[:most].tolist())]
 
 
 def signs(memory: DocumentMemory, question: str, gold: tuple[int, int] | None) -> tuple[Signs | None, Signs | None]:
@@ -68,6 +71,16 @@ def measure(args: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
             "document": name,
             "rows": rows(llm.load(file), drawn(list(sample.questions)), drawn(data.absent(sample, others))),
         }
+    for paragraphs in SHORT:
+        if (name := f"{paragraphs} paragraphs") in done:
+            continue
+        texts, found = data.short(args.data, paragraphs), []
+        each = -(-MOST // len(texts))
+        for sample in texts:
+            memory = llm.read(Document.from_text(sample.text, name=sample.name))
+            foreign = drawn(data.absent(sample, [samples["n8"], samples["x8"]]), each)
+            found += rows(memory, drawn(list(sample.questions), each), foreign)
+        yield {"document": name, "rows": found}
     if "alps" not in done:
         memory = llm.read(Document.from_file(args.data / "pdf" / "alps_wiki.pdf"))
         asked = citations.questions(args.data)

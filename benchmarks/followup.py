@@ -121,7 +121,7 @@ def rounds(bench: Bench) -> Iterator[dict[str, Any]]:
         asked = Asked(bench, name)
         for number, question in enumerate(asked.sample.questions):
             for how in ("draft", "passage"):
-                if (name, number, f"rounds-{how}") in bench.done:
+                if question.kind not in bench.args.kinds or (name, number, f"rounds-{how}") in bench.done:
                     continue
                 started = time.perf_counter()
                 found = {
@@ -203,6 +203,9 @@ def main() -> None:
     parser.add_argument("--samples", type=lambda s: s.split(","), default=["A4", "B4", "x8", "n8", "m16", "m30"])
     parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-512", "full"])
     parser.add_argument("--limit", type=int, default=1000, help="questions per sample; of A4 and B4 together")
+    parser.add_argument(
+        "--kinds", type=lambda s: s.split(","), default=["xquad", "nq", "hotpot"], help="which questions `rounds` asks"
+    )
     parser.add_argument("--dtype", default="auto")
     parser.add_argument(
         "--shelf", default="int8", help="what `read` keeps; arms load and reform need all keys and values"

@@ -153,6 +153,20 @@ def squality(data: Path) -> list[Sample]:
     return samples
 
 
+def short(data: Path, paragraphs: int) -> list[Sample]:
+    """Give the first paragraphs of each article of XQuAD that `cal` has not, as a document of its own.
+
+    Args:
+        data: The folder that holds `qa/`.
+        paragraphs: Of each; about 190 tokens each, five at most.
+    """
+    articles = json.loads((data / "qa" / "xquad.en.dev.json").read_text(encoding="utf-8"))["data"]
+    return [
+        _joined(f"article-{number}-{paragraphs}", [_article(articles[number], number)[:paragraphs]], 0)
+        for number in range(4, 22)
+    ]
+
+
 def drawn(samples: dict[str, Sample], name: str, limit: int) -> list[tuple[int, Question]]:
     """Draw questions of a sample, the same ones whenever: (number among its questions, question).
 

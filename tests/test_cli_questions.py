@@ -11,7 +11,9 @@ from test_cli import model_folder as model_folder
 from test_cli import papers as papers
 from test_cli import run as run
 
+from infinipot_llm.answering import compose
 from infinipot_llm.cli.asking import _question
+from infinipot_llm.documents.clean import printable
 
 LINES = ["When did it burn?", "Where?", "", "  Who was there?  ", *[f"What about year {n}?" for n in range(8)]]
 ASKED = [line.strip() for line in LINES if line]
@@ -53,6 +55,18 @@ def test_text_names_question_answer_and_place(run: Run, saved: Path, listed: Pat
     lines = out.splitlines()
     assert [line for line in lines if line in ASKED] == ASKED
     assert sum("page 1" in line or "check it yourself" in line for line in lines) >= len(ASKED)
+
+
+def test_doubt_is_printed_before_the_answer_and_once(run: Run, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "DOUBTFUL", 2.0)  # every question whose passages are judged
+    given = ("ask", saved, "When did it burn?", "--recall", 20, "--max-new-tokens", 4)
+    code, out, _ = run(*given)
+    assert code == 0
+    answer = json.loads(run(*given, "--json")[1])
+    assert answer["notes"][0] == compose.DOUBT
+    assert out.startswith(f"{compose.DOUBT}\n\n{printable(answer['text'])}\n")
+    assert out.count(compose.DOUBT) == 1
+    assert all(note in out for note in answer["notes"])
 
 
 def test_documents_are_read_once(run: Run, model_folder: Path, papers: Path, listed: Path) -> None:

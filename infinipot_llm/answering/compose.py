@@ -88,6 +88,7 @@ def compose_several(
     citations: bool = True,
     schema: dict[str, Any] | None = None,
     on_text: OnText | None = None,
+    on_doubt: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> list[Answer]:
     """Answer prompts: one, or several side by side (together.py), which then share the seconds in their usage.
@@ -103,6 +104,8 @@ def compose_several(
         schema: A JSON schema that the answer, a single one, is to follow; stop strings, which would cut its JSON into
             something else that parses, are left out of account then.
         on_text: Given the answer, a single one, piece by piece.
+        on_doubt: Given the note that the documents may not answer a single prompt, before the answer's first piece;
+            the same stands in the answer's notes, unless the answer says so itself.
         cancelled: Asked while waiting for the model and after every token; True ends the answers, with finish_reason
             "cancelled".
 
@@ -111,7 +114,7 @@ def compose_several(
             streamed, follow a schema, or come from a model with sliding layers.
     """
     alone = len(asked) == 1
-    if not alone and (schema is not None or on_text is not None):
+    if not alone and (schema is not None or on_text is not None or on_doubt is not None):
         raise QuestionError("several answers at once cannot be streamed or follow a schema: ask one by one.")
     if schema is not None:
         sampling = replace(sampling, stop=())
@@ -139,6 +142,8 @@ def compose_several(
             ready += [one.state() for one in asked]
             pots = [one.pot for one in ready]
             behind = [prompt.behind for prompt in prompts]
+            if on_doubt is not None and _is_doubtful(ready[0].answerable):
+                on_doubt(DOUBT)
             if alone:
                 options: dict[str, Any] = {"processors": processors, "on_text": on_text, "cancelled": going}
                 said = [decode(adapter, codec, pots[0], behind[0], sampling, **options)]
@@ -174,8 +179,12 @@ def compose_several(
 
 def _doubt(said: Decoded, answerable: float | None) -> list[str]:
     """Return the note on an answer that the documents may not hold; none where it says so itself."""
-    doubtful = answerable is not None and answerable < DOUBTFUL and said.finish_reason != "cancelled"
+    doubtful = _is_doubtful(answerable) and said.finish_reason != "cancelled"
     return [DOUBT] if doubtful and not says_nothing_found(said.text) else []
+
+
+def _is_doubtful(answerable: float | None) -> bool:
+    return answerable is not None and answerable < DOUBTFUL
 
 
 def _unfounded(codec: TextCodec, text: TokenizedText, pot: Pot, prompt: Prompt, said: Decoded) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,19 @@ def say(
     quiet: bool = False,
     history: Sequence[tuple[str, str]] = (),
 ) -> Answer:
-    """Answer a question, printing the answer as it is decoded."""
+    """Answer a question, printing the answer as it is decoded; the notes that it returns are those not printed yet.
+
+    That the document may not tell is known before anything is written, and is printed first: an answer that may be
+    invented should not be read before that.
+    """
     from infinipot_llm.documents.clean import printable
 
     streamed: list[str] = []
+    told: list[str] = []
+
+    def doubt(note: str) -> None:
+        told.append(note)
+        click.echo(f"{note}\n")
 
     def show(piece: str) -> None:
         streamed.append(piece)
@@ -42,10 +52,11 @@ def say(
         stop=options["stop"],
         seed=options["seed"],
         on_text=None if quiet else show,
+        on_doubt=None if quiet else doubt,
     )
     if not quiet:
         click.echo("" if streamed else "(no answer)")
-    return answer
+    return replace(answer, notes=tuple(note for note in answer.notes if note not in told))
 
 
 def sources(answer: Answer, several: bool) -> list[str]:

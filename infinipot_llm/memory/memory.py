@@ -155,6 +155,7 @@ class DocumentMemory:
         passages: Sequence[Passage] | None = None,
         citations: bool = True,
         on_text: OnText | None = None,
+        on_doubt: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Answer:
         """Answer a question; the memory is the same afterwards, bit for bit.
@@ -173,6 +174,7 @@ class DocumentMemory:
             passages: Answer from these, none being looked for: what `passages` found, or a part of it.
             citations: Whether to look for the passages that the answer rests on (some forward passes more).
             on_text: Given the answer piece by piece.
+            on_doubt: Given the note that no passage matches the question well, if so, before the first piece.
             cancelled: Asked while waiting for the model and after every token; True ends the answer, with
                 finish_reason "cancelled".
 
@@ -186,7 +188,7 @@ class DocumentMemory:
         sampling = Sampling(limit, temperature, top_p, stops, seed)
         return self.answer(
             prompt, sampling, followup=how, recall=recall, passages=passages, notes=notes, citations=citations,
-            on_text=on_text, cancelled=cancelled,
+            on_text=on_text, on_doubt=on_doubt, cancelled=cancelled,
         )  # fmt: skip
 
     def ask_many(

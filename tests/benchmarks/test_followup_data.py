@@ -50,6 +50,18 @@ def test_documents_and_questions_stay_those_of_the_first_measurements(samples: d
     assert (digest, Counter(q.kind for q in sample.questions)) == FIRST_MEASURED[name]
 
 
+def test_short_texts_are_the_first_paragraphs_of_articles_that_calibrated_nothing(samples: dict[str, Sample]) -> None:
+    groups = {question.group for question in samples["cal"].questions}
+    for paragraphs in (2, 5):
+        texts = followup_data.short(DATA, paragraphs)
+        assert len(texts) == 18
+        for text in texts:
+            assert text.text.count(followup_data.BETWEEN) == paragraphs - 1
+            assert not groups & {question.group for question in text.questions}
+            for question in text.questions:
+                assert any(text.text[a:b] in question.answers for a, b in question.gold)
+
+
 def test_gold_ranges_hold_the_evidence(samples: dict[str, Sample]) -> None:
     for sample in samples.values():
         assert Document.from_text(sample.text).text == sample.text  # so that the ranges stay right after loading

@@ -171,6 +171,23 @@ def test_an_answer_that_the_text_may_not_hold_says_so(memory: DocumentMemory) ->
     assert asyncio.run(memory.aask(UNKNOWN)).to_dict()["answerable"] == unknown.answerable
 
 
+def test_doubt_comes_before_the_first_piece(memory: DocumentMemory) -> None:
+    for question, doubts in ((KNOWN, []), (UNKNOWN, [compose.DOUBT])):
+        heard: list[tuple[str, str]] = []
+        answer = memory.ask(
+            question,
+            on_doubt=lambda note, heard=heard: heard.append(("doubt", note)),
+            on_text=lambda piece, heard=heard: heard.append(("text", piece)),
+        )
+        assert [said for what, said in heard[: len(doubts)] if what == "doubt"] == doubts
+        assert [what for what, _ in heard].count("doubt") == len(doubts)
+        assert answer.notes == tuple(doubts), "who reads the answer later is told as well"
+    heard = []
+    pieces = list(memory.stream(UNKNOWN, on_doubt=lambda note: heard.append(("doubt", note))))
+    assert pieces
+    assert heard == [("doubt", compose.DOUBT)]
+
+
 def test_an_answer_that_says_so_itself_is_not_told_twice(
     memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
