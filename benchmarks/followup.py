@@ -36,6 +36,7 @@ from infinipot_llm import Document, InfiniPot
 from infinipot_llm.answering.decode import Sampling, decode
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.evaluation.metrics import contains
+from infinipot_llm.memory.heads import Heads
 from infinipot_llm.memory.memory import DocumentMemory
 from infinipot_llm.memory.recall import fill, in_order, pot_of_text, text_slots
 
@@ -52,6 +53,13 @@ class Bench:
         self.args = args
         self.samples = data.load(args.data) | {story.name: story for story in data.squality(args.data)}
         self.llm = InfiniPot.from_pretrained(args.model, dtype=args.dtype)
+        adapter = self.llm.adapter
+        layers, query_heads = adapter.layers, int(adapter.config.num_attention_heads)
+        if args.heads == "uncalibrated":
+            self.llm.heads = Heads.default(layers, query_heads)
+        elif args.heads == "all":
+            every = tuple((layer, head) for layer in range(layers) for head in range(query_heads))
+            self.llm.heads = Heads(every, (1.0,) * len(every), calibrated=True)  # words count as they do beside a list
 
     def memory(self, name: str) -> DocumentMemory:
         return self.llm.load(self.args.memories / f"{name}.infinipot")
@@ -209,6 +217,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument(
         "--shelf", default="int8", help="what `read` keeps; arms load and reform need all keys and values"
+    )
+    parser.add_argument(
+        "--heads",
+        choices=["known", "uncalibrated", "all"],
+        default="known",
+        help="retrieval heads that `read` reads for: the model's list, those of a model without one, "
+        "or every head of every layer",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--base", default="best-1024", help="the arm that others are compared with")

@@ -18,6 +18,8 @@ CELLS = 60
 def answer_html(answer: Answer) -> str:
     """Return an answer as HTML; every piece of text in it is escaped."""
     parts = [f"<p><b>{_lines(answer.text) or '(no answer)'}</b></p>"]
+    if answer.notes:  # beside what they are about: an invented answer should not stand alone
+        parts.append(f"<p><i>{'<br>'.join(map(escape, answer.notes))}</i></p>")
     for name in dict.fromkeys(c.document for c in answer.citations):
         cited = [c for c in answer.citations if c.document == name]
         parts.append(f"<p>{escape(name)} <code>{strip(cited)}</code></p>")
@@ -27,8 +29,7 @@ def answer_html(answer: Answer) -> str:
     usage = answer.usage
     facts = [f"{usage.read.tokens_total:,} tokens read", f"{usage.recalled_tokens:,} recalled"]
     facts += [f"{usage.answer_seconds:.1f} s"] + (["cut at max_new_tokens"] if answer.finish_reason == "length" else [])
-    notes = "".join(f"<br>{escape(note)}" for note in answer.notes)
-    return "".join(parts) + f"<p><small>{', '.join(facts)}{notes}</small></p>"
+    return "".join(parts) + f"<p><small>{', '.join(facts)}</small></p>"
 
 
 def strip(citations: list[Citation]) -> str:
