@@ -113,7 +113,7 @@ def test_rows_are_added_to_their_like_alone(changes: dict[str, Any], said: str) 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("followup-*.jsonl")), ids=lambda path: str(path.stem))
 def test_the_rows_of_ours_can_be_added_to(path: Path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    (model,) = (name for name in ("qwen2.5-coder-0.5b", "smollm2-135m") if f"-{name}-" in path.name)
+    (model,) = (name for name in ("qwen2.5-coder-0.5b", "smollm2-135m", "gemma3-270m") if f"-{name}-" in path.name)
     check_same(rows, model, "bfloat16" if "-bf16-" in path.name else "float32", path)
 
 
