@@ -56,6 +56,40 @@ def test_gathered_tokens_fill_the_budget(tiny_llm: InfiniPot) -> None:
     assert list(ranges) == sorted(ranges)
 
 
+@pytest.mark.parametrize(("which", "heads"), [("uncalibrated", 12), ("all", 18)])  # three layers of six
+def test_memories_are_read_for_the_heads_that_are_named(
+    tiny_llm: InfiniPot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, which: str, heads: int
+) -> None:
+    def none(data: Path) -> Any:
+        return {}
+
+    monkeypatch.setattr(InfiniPot, "from_pretrained", lambda *_, **__: tiny_llm)
+    monkeypatch.setattr(followup.data, "load", none)
+    monkeypatch.setattr(followup.data, "squality", none)
+    before = tiny_llm.heads
+    args = SimpleNamespace(data=tmp_path, memories=tmp_path, model="m", dtype="auto", heads="known", shelf="keys")
+    assert followup.Bench(args).llm.heads is before  # type: ignore[arg-type]
+    args.heads, args.samples = which, ["A4"]
+    bench = followup.Bench(args)  # type: ignore[arg-type]
+    bench.samples = {"A4": Sample("A4", TEXT, (QUESTION,))}
+    followup.read(bench)
+    tiny_llm.heads = before
+    found = bench.memory("A4")
+    assert len(found.setup.heads.heads) == heads
+    assert found.setup.heads.calibrated == (which == "all")
+    assert found.recall("When?", 64)
+
+
+def test_rounds_are_of_the_kinds_that_are_named(tiny_llm: InfiniPot, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asked_of(tiny_llm, TEXT)
+    other = replace(QUESTION, kind="hotpot", gold=((0, 5), (350, 360)))
+    asked.sample = replace(asked.sample, questions=(QUESTION, other))
+    monkeypatch.setattr(followup, "Asked", lambda *_: asked)
+    args = SimpleNamespace(samples=["A4"], kinds=["hotpot"])
+    bench: Any = SimpleNamespace(llm=tiny_llm, args=args, done={("A4", 1, "rounds-passage")})
+    assert [(r["number"], r["arm"]) for r in followup.rounds(bench)] == [(1, "rounds-draft")]
+
+
 def test_the_same_questions_are_drawn_at_every_length() -> None:
     def sample(name: str, words: str) -> Sample:
         return Sample(name, "", tuple(replace(QUESTION, question=word) for word in words.split()))
