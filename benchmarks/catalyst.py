@@ -48,7 +48,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "half-agreement": {"agreement": 0.5},
     "keep-quarter": {"kept": 0.25},
     "keep-three-quarters": {"kept": 0.75},
-    "more-sinks": {"sink_tokens": 64},
     "streaming": {"policy": "streaming"},
 }
 

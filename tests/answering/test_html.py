@@ -32,6 +32,12 @@ def test_text_strip_quote_and_cost_are_shown() -> None:
     assert "cut at max_new_tokens" in replace(ANSWER, finish_reason="length")._repr_html_()
 
 
+def test_notes_stand_between_the_answer_and_its_quotes() -> None:
+    shown = replace(ANSWER, notes=("It may not tell.", "4 is not in the text."))._repr_html_()
+    assert shown.index("4 crowns") < shown.index("It may not tell.<br>4 is not in the text.") < shown.index("<q>")
+    assert "<i>" not in ANSWER._repr_html_()
+
+
 def test_nothing_of_document_or_answer_becomes_markup() -> None:
     evil = "<script>alert('x')</script>&\n<b>"
     cited = replace(CITED, document=evil, quote=evil, page_label=evil, speaker=evil)
