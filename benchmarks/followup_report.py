@@ -41,7 +41,7 @@ def report(rows: list[dict[str, Any]], base: str = "best-1024") -> None:
     stories = tuple(sorted({sample for sample, _ in table if sample.startswith("squality")}))
     lengths = {
         "4K": ("A4", "B4"), "16K": ("m16",), "30K": ("m30",), "8K xquad": ("x8",), "8K nq": ("n8",),
-        "30K hotpot": ("h30",), "stories": stories,
+        "130K nq": ("n130",), "30K hotpot": ("h30",), "stories": stories,
     }  # fmt: skip
     together = {"4K, 16K, 30K": ("A4", "B4", "m16", "m30"), "8K": ("x8", "n8")}
     answered = {arm for (_, arm), found in table.items() if "found" not in found[0]}
@@ -77,22 +77,26 @@ def report_lengths(rows: list[dict[str, Any]], folder: Path) -> None:
     """
     samples = data.load(folder)
     by_arm: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}  # arm, document, question
-    for sample in ("A4", "B4", "m16", "m30"):
-        asked = {number: question.question for number, question in data.drawn(samples, sample, len(rows) + 1)}
-        for row in (r for r in rows if r["sample"] == sample and "contains" in r):
-            length = "4K" if sample in ("A4", "B4") else sample
-            by_arm.setdefault(row["arm"], {}).setdefault(length, {})[asked[row["number"]]] = row
-    print("\n| arm | document | n | contains: minus 4K | F1: minus 4K |\n|---|---|---|---|---|")
+    for shorter, longer in data.NESTED:
+        for sample in (*shorter, *longer):
+            asked = {number: question.question for number, question in data.drawn(samples, sample, len(rows) + 1)}
+            for row in (r for r in rows if r["sample"] == sample and "contains" in r):
+                length = " and ".join(shorter) if sample in shorter else sample
+                by_arm.setdefault(row["arm"], {}).setdefault(length, {})[asked[row["number"]]] = row
+    print("\n| arm | document | minus | n | contains | F1 |\n|---|---|---|---|---|---|")
     for arm, of_arm in sorted(by_arm.items()):
-        for sample in ("m16", "m30"):
-            short, long = of_arm.get("4K", {}), of_arm.get(sample, {})
-            both = sorted(short.keys() & long.keys())
-            if both:
-                groups = [short[q]["group"] for q in both]
-                cells = [
-                    shown(
-                        paired([long[q][score] for q in both], [short[q][score] for q in both], groups), "+.3f", "+.3f"
-                    )
-                    for score in ("contains", "f1")
-                ]
-                print(f"| {arm} | {sample} | {len(both)} | {cells[0]} | {cells[1]} |")
+        for shorter, longer in data.NESTED:
+            for sample in longer:
+                short, long = of_arm.get(" and ".join(shorter), {}), of_arm.get(sample, {})
+                both = sorted(short.keys() & long.keys())
+                if both:
+                    groups = [short[q]["group"] for q in both]
+                    cells = [
+                        shown(
+                            paired([long[q][score] for q in both], [short[q][score] for q in both], groups),
+                            "+.3f",
+                            "+.3f",
+                        )
+                        for score in ("contains", "f1")
+                    ]
+                    print(f"| {arm} | {sample} | {' and '.join(shorter)} | {len(both)} | {cells[0]} | {cells[1]} |")

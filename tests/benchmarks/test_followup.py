@@ -96,8 +96,10 @@ def test_the_same_questions_are_drawn_at_every_length() -> None:
 
     samples = {s.name: s for s in (sample("A4", "a b c d"), sample("B4", "e f g"), sample("m16", "x c g a y b d e f"))}
     samples["n8"] = sample("n8", "r s t u")
+    samples["n130"] = sample("n130", "v u t s r w")
     drawn = {name: {q.question for _, q in followup_data.drawn(samples, name, 3)} for name in samples}
     assert drawn["A4"] | drawn["B4"] == drawn["m16"]
+    assert drawn["n8"] == drawn["n130"]
     assert len(drawn["m16"]) == len(drawn["n8"]) == 3
     everything = followup_data.drawn(samples, "m16", 1000)
     assert [q.question for _, q in everything] == ["c", "g", "a", "b", "d", "e", "f"]  # those of A4 and B4 alone
@@ -182,17 +184,19 @@ def test_lengths_are_compared_on_the_same_questions(
     """A question has another number in every document."""
     questions = [Question("nq", f"g{n}", f"What is {n}?", ("x",), ((0, 1),)) for n in range(8)]
     parts = {"A4": questions[:3], "B4": questions[3:], "m16": questions[::-1], "m30": questions[4:] + questions[:4]}
+    parts |= {"n8": questions[:7], "n130": questions[::-1]}
     samples = {name: Sample(name, "", tuple(some)) for name, some in parts.items()}
     monkeypatch.setattr(followup_data, "load", lambda folder: samples)
     right = {f"What is {n}?": float(n < 6) for n in range(8)}
     rows = [
         {"sample": name, "number": number, "arm": "best-1024", "group": question.group, "f1": 0.5,
          "contains": right[question.question] if name != "m30" else 0.0}
-        for name, sample in samples.items() for number, question in enumerate(sample.questions)
+        for name in samples for number, question in followup_data.drawn(samples, name, 8)
     ]  # fmt: skip
     report_lengths(rows, tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2:] == [
-        "| best-1024 | m16 | 8 | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] |",
-        "| best-1024 | m30 | 8 | -0.750 [-1.000, -0.375] | +0.000 [+0.000, +0.000] |",
+    assert lines[-3:] == [
+        "| best-1024 | m16 | A4 and B4 | 8 | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] |",
+        "| best-1024 | m30 | A4 and B4 | 8 | -0.750 [-1.000, -0.375] | +0.000 [+0.000, +0.000] |",
+        "| best-1024 | n130 | n8 | 7 | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] |",
     ]

@@ -32,6 +32,7 @@ FIRST_MEASURED = {
     "x8": ("826e0d7ad68bb487be6dd988f433d9bb7df249cdaee694ea70fa8ed93f43c721", {"xquad": 260}),
     "n8": ("3d15c5eb229f36955433cd94dea4033e2bbf0b2e2b052f6bada554276e509466", {"nq": 75}),
     "h30": ("230d20f23c6fd4428529fc0165e2046cf127ea99a2b57cb9933ea7c393d997e6", {"hotpot": 45}),
+    "n130": ("720752dc28a342e4dd8367695d4855d1d61a44cb6238686c22906feae27782e3", {"nq": 1196}),
 }
 
 
@@ -80,10 +81,17 @@ def test_gold_ranges_hold_the_evidence(samples: dict[str, Sample]) -> None:
 def test_calibration_shares_no_source_with_the_others(samples: dict[str, Sample]) -> None:
     groups = {name: {q.group for q in sample.questions} for name, sample in samples.items()}
     assert not groups["cal"] & set().union(*(groups[name] for name in groups if name != "cal"))
-    assert not groups["n8"] & groups["m30"]
+    assert not groups["n130"] & groups["m30"]
+    assert groups["n8"] < groups["n130"]
     assert not groups["A4"] & groups["B4"]
     assert groups["A4"] | groups["B4"] < groups["m16"] < groups["m30"]
     assert groups["x8"] < groups["m30"]
+
+
+def test_the_longest_document_holds_a_passage_once(samples: dict[str, Sample]) -> None:
+    paragraphs = samples["n130"].text.split(followup_data.BETWEEN)
+    assert len(set(paragraphs)) == len(paragraphs) > 1100
+    assert set(samples["n8"].text.split(followup_data.BETWEEN)) <= set(paragraphs)
 
 
 def test_absent_questions_of_real_documents(samples: dict[str, Sample]) -> None:
