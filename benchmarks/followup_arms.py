@@ -5,6 +5,9 @@ Arms, B being tokens:
     recall-B      the same passages in the order of the text
     spans-B       best-B without whole sentences: the spans as they are scored, 32 tokens each
     load-B        our passages, loaded from the shelf as they were when the document was read
+    loaded-B      the same, in the order and with the marks between them of best-B
+    first-B       loaded-B, the first tokens of each passage computed again (repair.py)
+    asked-B       loaded-B, the tokens that the question attends to most computed again
     joined-B      recall-B without anything between the passages
     pot           what distillation kept          pot-load-B    both in one pot
     full          everything in the cache         streaming-B   StreamingLLM: the first and the last tokens
@@ -20,11 +23,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import followup_data as data
 import reform
+import repair
 import retrievers
 import torch
 
@@ -167,6 +171,16 @@ class Asked:
             found = self.memory.finder.find(self.llm.form.question(ask), ask, budget).passages
             slots = len(setup.form.prefix) + budget + ROOM
             return question_pot(setup, self.memory.finder.shelf, found, slots)
+        if kind in ("loaded", "first", "asked"):
+            setup, asked = self.memory.setup, self.llm.form.question(ask)
+            found = in_order(self.text, self.memory.finder.find(asked, ask, budget).passages, "best")
+            slots = setup.prefix[0].shape[2] + text_slots(setup, self.text, found) + ROOM
+            place = partial(repair.loaded, setup, self.text, self.memory.finder.shelf, found, slots)
+            with setup.adapter.lock:
+                if kind == "first":
+                    return place(repair.first_tokens(found))
+                pot = place(frozenset())
+                return pot if kind == "loaded" else place(repair.most_asked(setup, pot, asked))
         if kind == "pot-load":
             return self.pot_and_passages(ask, budget)
         if kind == "pot":

@@ -176,8 +176,8 @@ def short(data: Path, paragraphs: int) -> list[Sample]:
 def drawn(samples: dict[str, Sample], name: str, limit: int) -> list[tuple[int, Question]]:
     """Draw questions of a sample, the same ones whenever: (number among its questions, question).
 
-    A4, B4, m16 and m30 are asked the same questions, and so are n8 and n130, so that lengths can be compared: `limit` is
-    of A4 and B4 together.
+    A4, B4, m16 and m30 are asked the same questions, and so are n8 and n130, so that lengths can be compared: `limit`
+    is of A4 and B4 together.
     """
     nested = next((shorter for shorter, longer in NESTED if name in (*shorter, *longer)), (name,))
     pool = [q.question for s in nested for q in samples[s].questions]

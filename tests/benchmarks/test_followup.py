@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from infinipot_llm import Document, InfiniPot
+from infinipot_llm.memory.recall import Passage, pot_of_text
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 
 import followup
 import followup_data
+import repair
 from followup import check_same
 from followup_arms import ROOM, Asked
 from followup_data import Question, Sample
@@ -54,6 +56,43 @@ def test_gathered_tokens_fill_the_budget(tiny_llm: InfiniPot) -> None:
     ranges = asked.gathered("When?", 200)
     assert sum(b - a for a, b in ranges) == 200
     assert list(ranges) == sorted(ranges)
+
+
+def test_loaded_passages_are_repaired_where_that_is_asked_for(tiny_llm: InfiniPot) -> None:
+    tiny_llm.config = replace(tiny_llm.config, shelf="int8")
+    asked = asked_of(tiny_llm, TEXT)
+    setup, shelf = asked.memory.setup, asked.memory.finder.shelf
+    passages = [Passage(400, 460, 2.0), Passage(35, 45, 1.0)]
+    slots = 500
+    read = pot_of_text(setup, asked.text, passages, slots)
+    plain = repair.loaded(setup, asked.text, shelf, passages, slots, frozenset())
+    assert torch.equal(plain.origin, read.origin)
+    before = len(setup.form.prefix)
+    keys, values = shelf.load(*shelf.rows_of(400, 460))
+    assert torch.allclose(plain.state()["keys"][:, :, before : before + 60], keys.to(plain.state()["keys"]))
+    everything = repair.loaded(setup, asked.text, shelf, passages, slots, frozenset(range(700)))
+    for name in ("keys", "values", "rotated_keys"):
+        assert torch.allclose(everything.state()[name], read.state()[name], atol=1e-5)
+    first = repair.first_tokens(passages)
+    assert first == {*range(400, 416), *range(35, 45)}
+    some = repair.loaded(setup, asked.text, shelf, passages, slots, first).state()
+    assert torch.allclose(some["values"][:, :, : before + 16], read.state()["values"][:, :, : before + 16], atol=1e-5)
+    behind = slice(before + 16, before + 60)
+    assert torch.allclose(some["values"][:, :, behind], values[:, :, 16:].to(some["values"]))
+    most = repair.most_asked(setup, plain, [5, 6, 7])
+    assert len(most) == 14
+    assert most < {*range(400, 460), *range(35, 45)}
+
+
+@pytest.mark.parametrize("kind", ["loaded", "first", "asked"])
+def test_repaired_arms_hold_the_tokens_of_the_default(tiny_llm: InfiniPot, kind: str) -> None:
+    tiny_llm.config = replace(tiny_llm.config, shelf="int8")
+    asked = asked_of(tiny_llm, TEXT)
+    best = asked.pot_for("best-200", QUESTION)
+    pot = asked.pot_for(f"{kind}-200", QUESTION)
+    assert torch.equal(pot.origin, best.origin)
+    same = torch.allclose(pot.state()["values"], best.state()["values"], atol=1e-5)
+    assert not same
 
 
 @pytest.mark.parametrize(("which", "heads"), [("uncalibrated", 12), ("all", 18)])  # three layers of six
