@@ -8,8 +8,8 @@ MT-RAG's conversations (Katsis et al., "MTRAG", 2025; Apache-2.0): people asked 
 stands with its earlier turns and the passages that answer it. The passages of a collection make one document here, read
 once without any question; asked are the questions from the second turn on that have one to four passages.
 
-Of a way of looking, rows tell of each number of recalled tokens whether a gold passage was found (COVERED characters of
-it are there), and which share of what was recalled is of gold passages.
+The ways of looking are those of WAYS. Of each, rows tell for several numbers of recalled tokens whether a gold passage
+was found (COVERED characters of it are there), and which share of what was recalled is of gold passages.
 """
 
 from __future__ import annotations
@@ -129,18 +129,23 @@ def _file(args: argparse.Namespace, name: str) -> Path:
     return Path(args.memories) / f"mtrag-{name}.infinipot"
 
 
-def _alone(memory: DocumentMemory, turn: Turn) -> torch.Tensor:
-    return memory.finder.scores(memory.setup.form.question(turn.question), turn.question)
-
-
 def _chat(memory: DocumentMemory, turn: Turn) -> torch.Tensor:
     prompt, _, _ = usual_prompt(memory, "recall", turn.question, turn.turns, None, None)
-    return memory.finder.scores(prompt.query, prompt.question)
+    return memory.finder.scores(prompt.query, prompt.question, alone=prompt.alone)
+
+
+def _behind(memory: DocumentMemory, turn: Turn) -> torch.Tensor:
+    return memory.finder.scores(memory.setup.form.looked_for(turn.turns, turn.question), turn.question)
+
+
+def _itself(memory: DocumentMemory, turn: Turn) -> torch.Tensor:
+    return memory.finder.scores(memory.setup.form.looked_for((), turn.question), turn.question)
 
 
 WAYS: dict[str, Callable[[DocumentMemory, Turn], torch.Tensor]] = {
-    "chat": _chat,  # what `Chat` does
-    "alone": _alone,  # without the turns before
+    "chat": _chat,  # what `Chat` does: the next two together
+    "behind": _behind,  # the question behind the turns before it
+    "itself": _itself,  # without them
 }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infinipot_llm.answering.compose import Ready
@@ -128,15 +127,18 @@ def passages_for(memory: DocumentMemory, prompt: Prompt, limit: int, recall: int
     room, finder = room_for(memory, prompt, limit), memory.finder
     budget = min(recall or memory.setup.recall, room)
     if memory.config.recalled == "load":
-        found = finder.find(prompt.query, prompt.question, budget)
-    else:
-        found = finder.find(prompt.query, prompt.question, budget, lambda some: slots_read(memory, some) <= room)
-        if not found.passages and finder.tokens:
-            raise QuestionTooLongError(
-                f"the {room} slots that question and answer leave hold no passage: ask more briefly, lower "
-                "max_new_tokens, or raise the budget."
-            )
-    return found if prompt.alone else replace(found, answerable=None)
+        return finder.find(prompt.query, prompt.question, budget, alone=prompt.alone)
+
+    def fits(passages: Sequence[Passage]) -> bool:
+        return slots_read(memory, passages) <= room
+
+    found = finder.find(prompt.query, prompt.question, budget, fits, alone=prompt.alone)
+    if not found.passages and finder.tokens:
+        raise QuestionTooLongError(
+            f"the {room} slots that question and answer leave hold no passage: ask more briefly, lower max_new_tokens, "
+            "or raise the budget."
+        )
+    return found
 
 
 def _given(memory: DocumentMemory, prompt: Prompt, passages: Sequence[Passage]) -> Found:

@@ -18,9 +18,9 @@ Turns = Sequence[tuple[str, str]]
 class Chat:
     """A conversation over a memory; the memory stays as it is, the turns are kept here.
 
-    Earlier turns go into the prompt, so that "since when has she been there?" is understood, and they take part in
-    finding passages. Those that no longer fit beside recalled passages, question and answer are left out, oldest first,
-    and the answer's notes say so.
+    Earlier turns go into the prompt, so that "since when has she been there?" is understood. Passages are looked for
+    with the question by itself and behind the turns before it (recall.py). Turns that no longer fit beside recalled
+    passages, question and answer are left out, oldest first, and the answer's notes say so.
 
     Attributes:
         memory: What is asked.

@@ -141,6 +141,8 @@ class Finder:
         question: str,
         budget: int,
         fits: Callable[[list[Passage]], bool] = lambda passages: True,
+        *,
+        alone: bool = True,
     ) -> Found:
         """Choose what to bring back for a question.
 
@@ -149,10 +151,11 @@ class Finder:
             question: Its words.
             budget: Most tokens to bring back.
             fits: Whether passages fit where they are to go; as many tokens are brought back as do, perhaps none.
+            alone: Whether its words say all that is asked; see `look`.
         """
         if self.tokens <= budget and fits(everything := self.everything):
             return Found(everything)
-        scores, answerable = self.look(asked, question)
+        scores, answerable = self.look(asked, question, alone=alone)
         scores = scores.cpu()
         passages = self.best(scores, budget)
         if not fits(passages):  # what stands between passages takes room too, and more passages have more of it
@@ -164,17 +167,28 @@ class Finder:
         """Return the spans of the best scores [M], in whole sentences, until the budget is full."""
         return fill(self.spans, self.cuts, scores, budget, self.sentences.widen)
 
-    def scores(self, asked: Sequence[int], question: str) -> Tensor:
+    def scores(self, asked: Sequence[int], question: str, *, alone: bool = True) -> Tensor:
         """Score every span, [M] float32, higher = recall."""
-        return self.look(asked, question)[0]
+        return self.look(asked, question, alone=alone)[0]
 
-    def look(self, asked: Sequence[int], question: str) -> tuple[Tensor, float | None]:
-        """Return the score of every span, [M] float32, and how likely it is that the question is answered (Found)."""
+    def look(self, asked: Sequence[int], question: str, *, alone: bool = True) -> tuple[Tensor, float | None]:
+        """Return the score of every span, [M] float32, and how likely it is that the question is answered (Found).
+
+        A question that follows others is looked for behind them and by itself, and both count the same: behind them it
+        says what "it" is, by itself it is not lost among their words.
+
+        Args:
+            asked: Tokens of the question, of what explains it, and of the prompt around them.
+            question: Its words.
+            alone: Whether these say all that is asked; where they do not, nothing is judged by them.
+        """
         heads = self.setup.heads
         by_head = self.attention(asked)
+        if not alone and (itself := self.setup.form.looked_for((), question)) != list(asked):
+            by_head = standard(by_head) + standard(self.attention(itself))
         scores = self.combined(by_head, heads.weights, question, calibrated=heads.calibrated)
         scores[~torch.from_numpy(self.held)] = -torch.inf  # what cannot come back is no sign of an answer
-        signs = self.signs(by_head, heads.weights, scores, question)
+        signs = self.signs(by_head, heads.weights, scores, question) if alone else None
         return scores, None if signs is None else (heads.judge or BY_WORDS)(signs)
 
     def attention(self, asked: Sequence[int]) -> Tensor:

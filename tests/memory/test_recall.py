@@ -239,6 +239,32 @@ def test_the_score_is_weighted_attention_and_words_smoothed(
     assert found.argsort(descending=True)[:3].tolist() == expected.argsort(descending=True)[:3].tolist()
 
 
+def test_a_question_that_follows_others_counts_behind_them_and_by_itself(
+    llm: InfiniPot, memory: DocumentMemory
+) -> None:
+    finder, form = memory.finder, llm.form
+    turns, question = [("Where is Ada?", "At the mill.")], "Since when is she there?"
+    behind, itself = form.looked_for(turns, question), form.looked_for((), question)
+
+    def z(x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0)
+
+    by_head = z(finder.attention(behind)) + z(finder.attention(itself))
+    expected = finder.combined(by_head, memory.setup.heads.weights, question, calibrated=memory.setup.heads.calibrated)
+    found, judged = finder.look(behind, question, alone=False)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert judged is None
+    assert finder.find(behind, question, 64, alone=False).answerable is None
+    for other in (finder.scores(behind, question), finder.scores(itself, question)):
+        assert not torch.allclose(found, other, atol=1e-2)
+    looked: list[list[int]] = []
+    finder.attention = lambda asked: looked.append(list(asked)) or by_head  # type: ignore[method-assign,func-returns-value]
+    finder.look(itself, question, alone=False)
+    assert looked == [itself], "nothing stands before it: once is enough"
+    finder.look(behind, question)
+    assert looked[1:] == [behind]
+
+
 # --- the pot of a question ---
 
 
