@@ -96,7 +96,7 @@ def recall(bench: Bench) -> Iterator[dict[str, Any]]:
     """
     for name in bench.args.samples:
         asked = Asked(bench, name)
-        for number, question in enumerate(asked.sample.questions):
+        for number, question in list(enumerate(asked.sample.questions))[:: bench.args.every]:
             ask = question.question
             if (name, number, "gold-recall") not in bench.done:
                 started = time.perf_counter()
@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--samples", type=lambda s: s.split(","), default=["A4", "B4", "x8", "n8", "m16", "m30"])
     parser.add_argument("--arms", type=lambda s: s.split(","), default=["recall-512", "full"])
     parser.add_argument("--limit", type=int, default=1000, help="questions per sample; of A4 and B4 together")
+    parser.add_argument("--every", type=int, default=1, help="`recall` asks each question of so many")
     parser.add_argument(
         "--kinds", type=lambda s: s.split(","), default=["xquad", "nq", "hotpot"], help="which questions `rounds` asks"
     )
