@@ -219,7 +219,7 @@ def test_passages_are_looked_for_once_and_read_as_they_were_found(
     given, found, searches = read_by(monkeypatch), [], []
     real, find = DocumentMemory.passages, Finder.find
     monkeypatch.setattr(DocumentMemory, "passages", lambda *a, **o: found.append(real(*a, **o)) or found[-1])
-    monkeypatch.setattr(Finder, "find", lambda *a: searches.append(a) or find(*a))
+    monkeypatch.setattr(Finder, "find", lambda *a, **o: searches.append(a) or find(*a, **o))
     for recall in (64, 300, 500, 2000):
         index.as_query_engine(recall=recall).query(QUESTION)
         assert given[-1] == found[-1]
