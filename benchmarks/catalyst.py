@@ -48,6 +48,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "half-agreement": {"agreement": 0.5},
     "keep-quarter": {"kept": 0.25},
     "keep-three-quarters": {"kept": 0.75},
+    "keep-three-quarters-weight-half": {"kept": 0.75, "neighbour_weight": 0.5},
+    "more-sinks": {"sink_tokens": 64},
     "streaming": {"policy": "streaming"},
 }
 
