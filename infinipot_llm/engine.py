@@ -147,7 +147,7 @@ class InfiniPot:
             store: Where memories are kept: documents read before, with this model and these settings, are not read
                 again. A memory read for a known question is not kept there.
             fresh: Read again although the store holds them.
-            progress: A callable told after every forward pass, or True for a progress bar.
+            progress: A callable told after every forward pass, or True for a progress bar (lines, in a file).
             tracer: Told about every distillation.
 
         Returns:

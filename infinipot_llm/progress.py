@@ -1,28 +1,35 @@
-"""The progress bar of reading: tokens read, cycles, tokens per second, time left."""
+"""How far reading is: a bar where one can be drawn, and a line now and then where not."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
-from infinipot_llm.pot.reader import Progress, ReadStats
+if TYPE_CHECKING:
+    from infinipot_llm.pot.reader import Progress, ReadStats
+
+EVERY = 30.0
+"""Seconds between two lines that say how far something is."""
 
 
 @contextmanager
 def reading_bar(tokens: int, progress: Progress | bool | None) -> Iterator[Progress | None]:
-    """Yield what the reader should call: the caller's own function, a bar on standard error, or nothing.
+    """Yield what the reader should call: the caller's own function, a bar or lines on standard error, or nothing.
 
     Args:
         tokens: Tokens that will be read.
-        progress: A function, True for a bar (shown only on a terminal), or None.
+        progress: A function; True for a bar (on a terminal and in a notebook) or lines (in a file); or None.
     """
-    if progress is None or isinstance(progress, bool):
-        if not progress or not sys.stderr.isatty():
-            yield None
-            return
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield None
+    elif _can_be_drawn_over(sys.stderr):
         with tqdm(
             total=tokens,
             desc="reading",
@@ -39,5 +46,32 @@ def reading_bar(tokens: int, progress: Progress | bool | None) -> Iterator[Progr
                 bar.update(stats.tokens_read - bar.n)
 
             yield show
-        return
-    yield progress
+    else:
+        yield _lines(tokens)
+
+
+def _lines(tokens: int) -> Progress:
+    """Return what says every EVERY seconds how far a reading of so many tokens is."""
+    said = time.monotonic()
+
+    def show(stats: ReadStats) -> None:
+        nonlocal said
+        now, left = time.monotonic(), tokens - stats.tokens_read
+        if left > 0 and stats.tokens_per_second and now - said >= EVERY:
+            said = now
+            percent, seconds = 100 * stats.tokens_read // tokens, left / stats.tokens_per_second
+            tqdm.write(f"reading: {percent} % of {tokens:,} tokens, about {duration(seconds)} left", sys.stderr)
+
+    return show
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _can_be_drawn_over(stream: TextIO) -> bool:
+    """Tell whether a line can be drawn anew: on a terminal, and in a notebook, whose stream says that it is none."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel.")

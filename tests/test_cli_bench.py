@@ -18,7 +18,7 @@ from conftest import byte_tokenizer, tiny_model
 
 from infinipot_llm import PotConfig, cli
 from infinipot_llm.answering.prompt import Prompt
-from infinipot_llm.cli.comparing import Clock, duration, marked, parse_length
+from infinipot_llm.cli.comparing import Clock, marked, parse_length
 from infinipot_llm.errors import BudgetError
 from infinipot_llm.evaluation import arms, runs
 from infinipot_llm.evaluation.arms import Arm, Outcome
@@ -404,11 +404,6 @@ def test_the_time_left_counts_reading_and_answering(capsys: pytest.CaptureFixtur
     clock(Step(readings[1], {"refused": "too long."}, 3, 4))
     assert clock.estimate(1) == pytest.approx(2)
     assert capsys.readouterr().err == "infinipot: 1 of 4 answers, about 39 s left\n"
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(39.4, "39 s"), (150, "2 min"), (7200, "2.0 h")])
-def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
 
 
 def test_a_case_with_other_labels_is_another_case() -> None:

@@ -18,6 +18,7 @@ def test_it_runs(word_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     notebook = executed(NOTEBOOK)
     texts = "\n".join(str(o) for cell in notebook.cells for o in cell.get("outputs", ()))
     assert "39 pages" in texts
+    assert "reading:" in texts  # the bar
     assert "tokens read" in texts  # an answer shows itself
     assert texts.count("True\\n") == 1  # what was loaded says what was saved
     assert len(list((tmp_path / "store").glob("*.infinipot"))) == 1

@@ -15,6 +15,7 @@ import click
 from infinipot_llm.cli.opening import load_engine
 from infinipot_llm.cli.options import make_config
 from infinipot_llm.models.catalogue import DEFAULT_MODEL
+from infinipot_llm.progress import EVERY, duration
 
 if TYPE_CHECKING:
     from infinipot_llm.answering.prompt import Prompt, PromptForm
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from infinipot_llm.evaluation.cases import Case
     from infinipot_llm.evaluation.rows import Row, Rows
     from infinipot_llm.evaluation.runs import Reading, Step
-
-EVERY = 30.0
-"""Seconds between two lines on how far a run is."""
 
 
 def arm_options(policies: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -382,13 +380,6 @@ class Clock:
         if not self._answers:
             return None
         return self._left * self._reading / max(1.0, self._read) + answers * self._answering / self._answers
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _make(folder: Path) -> None:
