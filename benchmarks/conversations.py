@@ -5,8 +5,9 @@
     python benchmarks/conversations.py report --out rows.jsonl [--base WAY]
 
 MT-RAG's conversations (Katsis et al., "MTRAG", 2025; Apache-2.0): people asked a few collections, and every question
-stands with its earlier turns and the passages that answer it. The passages of a collection make one document here, read
-once without any question; asked are the questions from the second turn on that have one to four passages.
+stands with its earlier turns and the passages that answer it. Asked are the questions from the second turn on that have
+one to four passages; those of a collection's questions make one document here, read once without any question. The file
+has one question of each conversation, so that what answered its earlier turns is not in the document.
 
 The ways of looking are those of WAYS. Of each, rows tell for several numbers of recalled tokens whether a gold passage
 was found (COVERED characters of it are there), and which share of what was recalled is of gold passages.

@@ -118,7 +118,8 @@ class Assistant:
             messages: The conversation, oldest first. Turns that no longer fit are left out, oldest first, and the
                 answer's notes say so.
             documents: What it is about; the same content counts once.
-            catalyst: What is looked for in the documents; None: the question, behind earlier turns.
+            catalyst: What is looked for in the documents; None: the question, behind earlier turns
+                and by itself.
             asked: The question, where the last message of the user holds more (a schema, results of tools). None: the
                 message, or what a template announces in it ("Question: ...") where its text was taken for a document.
             max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.
@@ -165,7 +166,7 @@ class Assistant:
         def fitted(held: int | None = None) -> tuple[Prompt, Sampling, bool]:
             prompt, limit, whole, options["notes"] = self._fitted(talk, len(text), max_new_tokens, held, asked)
             if catalyst is not None:
-                prompt = replace(prompt, query=tuple(form.question(catalyst)), question=catalyst)
+                prompt = replace(prompt, query=tuple(form.looked_for((), catalyst)), question=catalyst)
             elif unclear:
                 prompt = replace(prompt, alone=False)  # what is asked cannot be told from the words around it
             return prompt, Sampling(limit, temperature, top_p, stops, seed), whole

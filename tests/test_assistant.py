@@ -13,12 +13,13 @@ import torch
 from conftest import byte_tokenizer, tiny_model
 
 from infinipot_llm import assistant as assistant_module
-from infinipot_llm.answering.prompt import Message
+from infinipot_llm.answering.prompt import QUERY_TOKENS, Message
 from infinipot_llm.assistant import Assistant, Reply
 from infinipot_llm.config import PotConfig
 from infinipot_llm.documents import Document, Page
 from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import DocumentError, InfiniPotError, QuestionError, QuestionTooLongError
+from infinipot_llm.memory.recall import Finder
 from infinipot_llm.memory.store import MemoryStore
 from infinipot_llm.models import load as load_module
 from infinipot_llm.models.adapter import Adapter
@@ -303,6 +304,15 @@ def test_what_is_looked_for_may_differ_from_what_is_asked(adapter: Adapter, shel
     assistant = made(adapter, shelf=shelf)
     catalysts = ["Ship 3", "the year 1930, launched", "zzzz zzzz", "9"]
     assert len({assistant.respond(ASK, [LONG], catalyst=c).answer.text for c in catalysts}) > 1
+
+
+def test_what_is_looked_for_needs_no_turns_however_long(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    attention = Finder.attention
+    monkeypatch.setattr(Finder, "attention", lambda self, asked: looked.append(len(asked)) or attention(self, asked))
+    turns = [Message("user", "Where?"), Message("assistant", "There."), *ASK]
+    made(adapter).respond(turns, [LONG], catalyst="Which ship sank? " * 200)
+    assert looked == [QUERY_TOKENS]
 
 
 def test_the_last_message_may_be_the_longest_of_a_long_conversation(adapter: Adapter) -> None:

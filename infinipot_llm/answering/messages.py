@@ -97,7 +97,7 @@ def prompt_of(form: PromptForm, messages: Sequence[Message], *, document: bool, 
 
 
 def _query(form: PromptForm, earlier: Sequence[Message], question: str) -> list[int]:
-    """Return what passages are looked for with: the question behind as many earlier turns as fit."""
+    """Return a prompt's `query`: the question behind as many earlier turns as fit."""
     said = [m.text for m in earlier if m.role != "system"]
     return form.looked_for(list(zip(said[::2], said[1::2], strict=True)), question)
 

@@ -88,9 +88,11 @@ class Prompt:
     Attributes:
         before: Tokens before the document.
         behind: Tokens from the document's end to the start of the answer.
-        query: What passages are looked for with: the question in the form that the retrieval heads were measured on.
+        query: What passages are looked for with: the question in the form that the retrieval heads were measured on,
+            behind earlier turns.
         question: Its words.
-        alone: Whether they say all that is asked, no earlier turns explaining them.
+        alone: Whether they say all that is asked, no earlier turns explaining them. Where they do not, passages are
+            looked for with the question by itself as well, and whether they answer it is not judged.
     """
 
     before: tuple[int, ...]
@@ -198,6 +200,8 @@ class PromptForm:
 
     def looked_for(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
         """Return what passages are looked for with: the question behind as many of the turns before it as fit.
+
+        Turns are whole: where the last one and the question have more than QUERY_TOKENS, none is there.
 
         Of a question that is longer than QUERY_TOKENS the end counts, which is where long ones ask.
 

@@ -1,6 +1,7 @@
 """Recall: the passages on the shelf that answer a question, placed into a pot of their own.
 
-Question -> queries -> scores of every span by every retrieval head (scoring.py) -> one score, together with the words
+Question (one that follows others: behind them, and by itself) -> queries -> scores of every span by every retrieval
+head (scoring.py) -> one score, together with the words
 that question and span share (BM25) -> smoothed over neighbours -> the best spans, in whole sentences (whole.py), until
 the budget of recalled tokens is full -> question pot: prefix, passages, re-indexed from 0 on. docs/recall.md measures
 each step.
@@ -73,7 +74,7 @@ class Found:
     Attributes:
         passages: In document order.
         answerable: How likely it is that the documents answer the question (answerable.py); None where everything is
-            brought back, or the question's words do not tell.
+            brought back, or the question's words do not tell: common words, too many, or not all that is asked.
     """
 
     passages: list[Passage]
@@ -151,7 +152,7 @@ class Finder:
             question: Its words.
             budget: Most tokens to bring back.
             fits: Whether passages fit where they are to go; as many tokens are brought back as do, perhaps none.
-            alone: Whether its words say all that is asked; see `look`.
+            alone: Whether its words say all that is asked; where not, it is looked for twice and not judged (`look`).
         """
         if self.tokens <= budget and fits(everything := self.everything):
             return Found(everything)
@@ -180,7 +181,7 @@ class Finder:
         Args:
             asked: Tokens of the question, of what explains it, and of the prompt around them.
             question: Its words.
-            alone: Whether these say all that is asked; where they do not, nothing is judged by them.
+            alone: Whether these say all that is asked; where they do not, it is looked for twice and not judged.
         """
         heads = self.setup.heads
         by_head = self.attention(asked)
