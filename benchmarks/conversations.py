@@ -35,7 +35,7 @@ from infinipot_llm.memory.memory import DocumentMemory
 
 BUDGETS = (256, 512, 1024)
 COVERED = 100
-"""Characters of a gold passage, of some 1,000 on average, that count as having found it: about a sentence."""
+"""Characters of a gold passage, of some 1,500 on average, that count as having found it: about a sentence."""
 MOST_PASSAGES = 4
 """Questions with more are summaries of a collection."""
 
@@ -66,11 +66,10 @@ def load(folder: Path) -> dict[str, tuple[str, list[Turn]]]:
     with (folder / "qa" / "mtrag.dev.jsonl").open(encoding="utf-8") as lines:
         asked = [one for one in map(json.loads, lines) if int(one["turn"]) > 1]
     asked = [one for one in asked if 1 <= len(one["contexts"]) <= MOST_PASSAGES]
-    return {name: _joined([one for one in asked if one["Collection"] == name]) for name in sorted(_collections(asked))}
-
-
-def _collections(asked: list[dict[str, Any]]) -> set[str]:
-    return {one["Collection"] for one in asked}
+    if len({one["conversation_id"] for one in asked}) < len(asked):  # rows are told apart by them
+        raise SystemExit("two questions are of one conversation: ask those of MT-RAG's file, which has one of each.")
+    names = sorted({one["Collection"] for one in asked})
+    return {name: _joined([one for one in asked if one["Collection"] == name]) for name in names}
 
 
 def _joined(asked: list[dict[str, Any]]) -> tuple[str, list[Turn]]:
@@ -180,9 +179,11 @@ def main() -> None:
     parser.add_argument("--memories", type=Path, help="folder for saved memories")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--base", default="chat", help="the way that others are compared with")
+    parser.add_argument("--base", default="chat", choices=list(WAYS), help="the way that others are compared with")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.what != "read" and args.out is None:
+        parser.error(f"{args.what} needs --out, the file of rows")
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
     if args.what == "report":
         report(rows, args.base)

@@ -166,7 +166,7 @@ class Assistant:
         def fitted(held: int | None = None) -> tuple[Prompt, Sampling, bool]:
             prompt, limit, whole, options["notes"] = self._fitted(talk, len(text), max_new_tokens, held, asked)
             if catalyst is not None:
-                prompt = replace(prompt, query=tuple(form.looked_for((), catalyst)), question=catalyst)
+                prompt = replace(prompt, query=tuple(form.looked_for((), catalyst)), question=catalyst, alone=True)
             elif unclear:
                 prompt = replace(prompt, alone=False)  # what is asked cannot be told from the words around it
             return prompt, Sampling(limit, temperature, top_p, stops, seed), whole

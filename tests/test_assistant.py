@@ -315,6 +315,15 @@ def test_what_is_looked_for_needs_no_turns_however_long(adapter: Adapter, monkey
     assert looked == [QUERY_TOKENS]
 
 
+def test_what_is_looked_for_is_judged_in_conversations_too(adapter: Adapter) -> None:
+    turns = [Message("user", "Where?"), Message("assistant", "There."), *ASK[1:]]
+    assistant, wanted = made(adapter), "Which ship was launched?"
+    first, later = (assistant.respond(m, [LONG], catalyst=wanted).answer.answerable for m in (ASK[1:], turns))
+    assert first is not None
+    assert later == first
+    assert assistant.respond(turns, [LONG]).answer.answerable is None
+
+
 def test_the_last_message_may_be_the_longest_of_a_long_conversation(adapter: Adapter) -> None:
     turns = [Message(("user", "assistant")[i % 2], f"turn {i} " * 22) for i in range(12)]
     question = Message("user", "word " * 110 + "who moved away?")

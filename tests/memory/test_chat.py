@@ -17,6 +17,7 @@ from infinipot_llm.engine import InfiniPot
 from infinipot_llm.errors import QuestionError
 from infinipot_llm.memory.chat import Chat
 from infinipot_llm.memory.memory import DocumentMemory
+from infinipot_llm.memory.recall import Finder
 from infinipot_llm.models.adapter import Adapter
 from infinipot_llm.models.text import TextCodec
 
@@ -228,16 +229,32 @@ def test_an_awaited_answer_is_a_turn(memory: DocumentMemory, said: Said) -> None
 # --- with the model ---
 
 
-def test_turns_take_part_in_the_answer_and_in_finding_passages(memory: DocumentMemory) -> None:
+TURNS = [("Who owns the mill?", "Nobody does.")]
+
+
+def test_turns_take_part_in_the_answer(memory: DocumentMemory) -> None:
     alone = memory.ask("Since when?", citations=False)
-    after = memory.ask("Since when?", history=[("Who owns the mill?", "Nobody does.")], citations=False)
+    after = memory.ask("Since when?", history=TURNS, citations=False)
     assert after.text != alone.text
-    finder, form = memory.finder, memory._form
-    with_turns = finder.scores(
-        form.conversation([("Who owns the mill?", "Nobody does.")], "Since when?"), "Since when?"
-    )
-    without = finder.scores(form.question("Since when?"), "Since when?")
-    assert (with_turns - without).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("recalled", ["read", "load"])
+def test_a_follow_up_is_looked_for_behind_its_turns_and_by_itself(
+    monkeypatch: pytest.MonkeyPatch, recalled: Any
+) -> None:
+    looked: list[list[int]] = []
+    attention = Finder.attention
+    monkeypatch.setattr(Finder, "attention", lambda self, asked: looked.append(list(asked)) or attention(self, asked))
+    config = PotConfig(budget=560, max_new_tokens=LIMIT, chunk=128, recall=100, shelf="int8", recalled=recalled)
+    with InfiniPot(Adapter(tiny_model("llama", num_hidden_layers=2)), CODEC, config) as llm:
+        memory, form = llm.read(Document.from_text(TEXT)), llm.form
+        behind, itself = form.looked_for(TURNS, "Since when?"), form.looked_for((), "Since when?")
+        memory.ask("Since when?", citations=False)
+        assert looked == [itself]
+        memory.ask("Since when?", history=TURNS, citations=False)
+        assert looked[1:] == [behind, itself]
+        memory.passages("Since when?", history=TURNS)
+        assert looked[3:] == [behind, itself]
 
 
 def test_a_chat_leaves_the_memory_as_it_was(memory: DocumentMemory) -> None:

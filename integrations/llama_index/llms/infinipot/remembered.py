@@ -94,9 +94,9 @@ def from_memory(memory: DocumentMemory, messages: Sequence[Message], options: Ma
             prompt = replace(prompt, alone=False)  # what it is about stood in them
         before = len(prompt.before)
     if looked_for is not None:
-        before_it = turns if options.get("catalyst") is None else ()
-        query = memory.setup.form.looked_for(before_it, looked_for)
-        prompt = replace(prompt, query=tuple(query), question=looked_for)
+        whole = options.get("catalyst") is not None  # says all that is looked for
+        query = memory.setup.form.looked_for(() if whole else turns, looked_for)
+        prompt = replace(prompt, query=tuple(query), question=looked_for, alone=whole or prompt.alone)
     stop = options.get("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = Sampling(limit, options.get("temperature", 0.0), options.get("top_p", 1.0), stops, options.get("seed"))
