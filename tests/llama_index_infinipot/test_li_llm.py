@@ -335,11 +335,11 @@ def test_over_a_memory() -> None:
 def test_over_a_memory_what_is_looked_for_may_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = tiny_llm()
     memory = llm.assistant.remember([Document.from_text(LONG, name="mill")])
-    asked: list[str] = []
+    asked: list[tuple[str, bool]] = []
     real = type(memory).answer
 
     def spy(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
-        asked.append(prompt.question)
+        asked.append((prompt.question, prompt.alone))
         return real(self, prompt, *args, **options)
 
     monkeypatch.setattr(type(memory), "answer", spy)
@@ -348,7 +348,11 @@ def test_over_a_memory_what_is_looked_for_may_be_told(monkeypatch: pytest.Monkey
     over.complete("Answer briefly.\nQuery: Who owned it?\nAnswer: ")
     over.chat([ChatMessage(role="system", content="Be brief."), ChatMessage(content="Query: Who moved?\nAnswer:")])
     over.complete("When?")
-    assert asked == ["When did it burn?", "Who owned it?", "Who moved?", "When?"]
+    assert asked == [("When did it burn?", True), ("Who owned it?", True), ("Who moved?", True), ("When?", True)]
+    turns = [ChatMessage(content="What burned?"), ChatMessage(role="assistant", content="The mill.")]
+    over.chat([*turns, ChatMessage(content="Query: When was it?\nAnswer:")])
+    over.chat([*turns, ChatMessage(content="In one word.")], catalyst="When did it burn?")
+    assert asked[4:] == [("When was it?", False), ("When did it burn?", True)]
 
 
 def test_over_a_memory_refuses_what_it_would_ignore() -> None:
