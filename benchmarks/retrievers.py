@@ -1,10 +1,11 @@
 """Choosing text for a question without the language model: BM25, MiniLM embeddings, their fusion, random, truncation.
 
     pip install bm25s
-    python benchmarks/retrievers.py --data DIR --embeddings MINILM_FOLDER [--out hits.jsonl] [SAMPLE ...]
+    python benchmarks/retrievers.py --data DIR --embeddings MINILM_FOLDER [--out OUT] [--beside ROWS] [SAMPLE ...]
 
 Prints the share of questions whose whole evidence lies in the first B tokens that are chosen (R@B), per document of
 `followup_data.py`, kind of question, and way of choosing; tokens are those of a catalogue model, which is not run.
+With the rows of `followup.py recall`, also recall minus each of them, paired on the questions that both were asked.
 
 A document is cut to units (token ranges); a retriever scores all units for a question (`rank`), and `fill` takes the
 best until the budget of tokens is full, whatever the size of the units. With neighbours, a unit beside a good one
@@ -21,6 +22,7 @@ import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -28,10 +30,12 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from followup_data import NAMES, Range, Sample, load, merged
+from followup_report import shown
 from numpy.typing import NDArray
 
 from infinipot_llm import Document
 from infinipot_llm.documents.sentences import sentences
+from infinipot_llm.evaluation.statistics import paired
 from infinipot_llm.models.load import load_facts, quiet
 from infinipot_llm.models.text import TextCodec, TokenizedText
 
@@ -334,6 +338,36 @@ def table(sample: Sample, tokens: int, found: dict[str, NDArray[np.bool_]], budg
     return "\n".join(lines) + "\n"
 
 
+def beside(
+    sample: Sample,
+    every: int,
+    found: dict[str, NDArray[np.bool_]],
+    budgets: Sequence[int],
+    recalled: dict[int, dict[str, bool]],
+) -> str:
+    """Give recall minus each way of choosing as a Markdown table, with 95 % intervals clustered by source.
+
+    Args:
+        sample: Its questions are those asked.
+        every: Which of the document's questions they are: each of so many.
+        found: [questions, budgets] per way of choosing.
+        budgets: Tokens; recall was measured at those that `followup.py recall` has.
+        recalled: Per number of a question in its document: whether it was found, per number of tokens as text.
+    """
+    lines = [f"{sample.name}: recall minus", "", "| chosen by | kind | n |" + "".join(f" R@{b} |" for b in budgets)]
+    lines.append("|---" * (3 + len(budgets)) + "|")
+    for name, hit in found.items():
+        for kind in sorted({q.kind for q in sample.questions}):
+            both = [i for i, q in enumerate(sample.questions) if q.kind == kind and i * every in recalled]
+            groups = [sample.questions[i].group for i in both]
+            cells = [
+                shown(paired([recalled[i * every][str(b)] for i in both], hit[both, column], groups), "+.3f", "+.3f")
+                for column, b in enumerate(budgets)
+            ]
+            lines.append(f"| {name} | {kind} | {len(both)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -343,6 +377,8 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="whose tokens are counted")
     parser.add_argument("--budgets", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1, help="each question of so many")
+    parser.add_argument("--beside", type=Path, help="rows of `followup.py recall`: recall minus each way is printed")
     parser.add_argument("--out", type=Path, help="write a JSON line per question and way of choosing")
     options = parser.parse_args()
     if unknown := set(options.samples) - set(NAMES):
@@ -355,18 +391,27 @@ def main() -> None:
     if options.out:
         options.out.write_text("")
     for name in options.samples:
-        sample = samples[name]
+        sample = replace(samples[name], questions=samples[name].questions[:: options.every])
         document = Document.from_text(sample.text, name=name)
         if document.text != sample.text:
             parser.error(f"{name}: reading changed the text, so evidence cannot be found in it")
         text = codec.document((document,))
         found = hits(text, sample, encoder, options.budgets)
         print(table(sample, len(text), found, options.budgets), flush=True)
+        if options.beside:
+            rows = map(json.loads, options.beside.read_text().splitlines())
+            ours = {r["number"]: r["found"] for r in rows if (r["sample"], r["arm"]) == (name, "gold-recall")}
+            print(beside(sample, options.every, found, options.budgets, ours), flush=True)
         if options.out:
             with options.out.open("a", encoding="utf-8") as out:
                 for way, hit in found.items():
                     for number, question in enumerate(sample.questions):
-                        row = {"sample": name, "item": number, "kind": question.kind, "group": question.group}
+                        row = {
+                            "sample": name,
+                            "item": number * options.every,
+                            "kind": question.kind,
+                            "group": question.group,
+                        }
                         row |= {"chosen_by": way}
                         row |= {f"R@{b}": bool(h) for b, h in zip(options.budgets, hit[number], strict=True)}
                         out.write(json.dumps(row) + "\n")

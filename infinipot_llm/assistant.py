@@ -118,8 +118,7 @@ class Assistant:
             messages: The conversation, oldest first. Turns that no longer fit are left out, oldest first, and the
                 answer's notes say so.
             documents: What it is about; the same content counts once.
-            catalyst: What is looked for in the documents; None: the question, behind earlier turns
-                and by itself.
+            catalyst: What is looked for in the documents; None: the question, behind earlier turns and by itself.
             asked: The question, where the last message of the user holds more (a schema, results of tools). None: the
                 message, or what a template announces in it ("Question: ...") where its text was taken for a document.
             max_new_tokens: Limit of the answer; None: as the configuration says, or what a long question leaves.

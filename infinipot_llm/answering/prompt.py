@@ -201,9 +201,8 @@ class PromptForm:
     def looked_for(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
         """Return what passages are looked for with: the question behind as many of the turns before it as fit.
 
-        Turns are whole: where the last one and the question have more than QUERY_TOKENS, none is there.
-
-        Of a question that is longer than QUERY_TOKENS the end counts, which is where long ones ask.
+        Turns are whole: where the last one and the question have more than QUERY_TOKENS, there is none. Of a question
+        that is longer by itself the end counts, which is where long ones ask.
 
         Args:
             turns: As in `conversation`.

@@ -58,6 +58,11 @@ def test_the_passages_of_a_collection_are_one_document(tmp_path: Path) -> None:
     assert [text[a:b] for a, b in asked[1].gold] == [PASSAGES[5]]
 
 
+def test_two_questions_of_one_conversation_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="two questions are of one conversation"):
+        conversations.load(written(tmp_path, task(0, [3]), task(0, [5], 2)))
+
+
 def test_those_of_the_real_ones_stand_where_they_are_said_to() -> None:
     if not (DATA / "qa" / "mtrag.dev.jsonl").exists():
         pytest.skip("the conversations are not here: ../shared/data/qa is absent")

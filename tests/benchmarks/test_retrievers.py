@@ -241,6 +241,17 @@ def test_measuring_finds_what_is_chosen_and_prints_it() -> None:
     assert len(lines) == 4 + len(found)
 
 
+def test_recall_is_compared_on_the_questions_that_both_were_asked() -> None:
+    asked = [Question("nq", f"n{i}", "?", ("a",), ((0, 1),)) for i in range(8)]
+    found = {"chance": np.array([[i % 2 == 0, True] for i in range(8)])}
+    recalled = {i * 5: {"256": True, "512": i > 0} for i in range(8)} | {3: {"256": False, "512": False}}
+    del recalled[35]  # not asked of recall
+    lines = retrievers.beside(Sample("s", "a", tuple(asked)), 5, found, [256, 512], recalled).splitlines()
+    assert lines[2] == "| chosen by | kind | n | R@256 | R@512 |"
+    assert lines[4].startswith("| chance | nq | 7 | +0.429 [+")  # 3 of 7
+    assert " | -0.143 [" in lines[4]
+
+
 @pytest.fixture(scope="module")
 def encoder() -> MiniLM:
     if not (MINILM / "model.safetensors").exists():

@@ -25,6 +25,7 @@ from infinipot_llm.models.text import TextCodec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCUMENTS = EXAMPLES / "documents"
+LONG = "The mill burned in 1903. It was rebuilt in 1904, of stone this time.\n\n" * 20
 SETTINGS: dict[str, Any] = {"max_new_tokens": 12, "question_tokens": 32, "chunk": 128, "recall": 300}
 
 
